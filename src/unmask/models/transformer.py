@@ -1,0 +1,178 @@
+"""One decoder-only transformer for every family: GQA, optional qkv bias, qk-norm, tied head, RoPE. It has no policy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.models.config import ModelConfig
+from unmask.models.kv import KVView
+
+
+class Linear(nn.Linear):
+    """A linear map that computes in the dtype of its input, so that fp32 master weights can train bf16 activations."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with fp32 statistics (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split convention: x [B, H, Q, D], cos and sin [B or 1, 1, Q, D / 2] (Su et al. 2021)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax attention, q [B, H, Q, D], k and v [B, H_kv, K, D], visible [B, 1, Q, K] bool or None.
+
+    With gradients the plain product is used: on CPU it trains 1.3-1.9 times as fast as the fused kernel at these lengths.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=groups > 1)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    weight = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if visible is not None:
+        weight = weight.masked_fill(~visible, float("-inf"))
+    return weight.softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with one fused projection for q, k and v."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        c = self.config = config
+        self.layer = layer
+        self.qkv = Linear(c.d_model, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.qkv_bias)
+        self.out = Linear(c.heads * c.head_dim, c.d_model, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
+        c, (batch, width, _) = self.config, x.shape
+        qkv = self.qkv(x).view(batch, width, c.heads + 2 * c.kv_heads, c.head_dim)
+        q, k, v = (t.transpose(1, 2) for t in qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=2))
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        if kv is not None:
+            k, v = kv.update(self.layer, k, v)
+        y = attend(q, k, v, visible)
+        return self.out(y.transpose(1, 2).reshape(batch, width, c.heads * c.head_dim))
+
+
+class MLP(nn.Module):
+    """SwiGLU with gate and up projections fused (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = Linear(config.d_model, 2 * config.ff, bias=False)
+        self.down = Linear(config.ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), rope, kv, visible)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """tokens -> logits. What to compute, what to keep and who sees whom is the caller's business."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embed = nn.Embedding(c.vocab_size, c.d_model)
+        self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
+        self.norm = RMSNorm(c.d_model, c.norm_eps)
+        self.head = None if c.tied else Linear(c.d_model, c.vocab_size, bias=False)
+        power = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
+        angle = torch.outer(torch.arange(c.max_positions, dtype=torch.float64), c.rope_theta**-power)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.embed.weight.dtype
+
+    def forward(
+        self,
+        tokens: Tensor,
+        index: Tensor | None = None,
+        *,
+        kv: KVView | None = None,
+        visible: Tensor | None = None,
+        need: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Logits of `tokens` [B, Q] at absolute positions `index` [B, Q] (default 0, 1, ...).
+
+        `visible` [B, 1, Q, K] bool: the keys each query sees, K being Q, or the readable length of `kv`; None = all.
+        `need` [N]: flat indices into B * Q; the head runs on these rows only and [N, V] is returned, else [B, Q, V].
+        `dtype`: activation dtype, default that of the weights.
+        """
+        x = self.embed(tokens).to(dtype or self.dtype)
+        rope = self.rope(tokens.shape[1], index, x.dtype)
+        for block in self.blocks:
+            x = block(x, rope, kv, visible)
+        if need is not None:
+            x = x.flatten(0, 1)[need]
+        return self.logits(x)
+
+    def rope(self, width: int, index: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin, [B or 1, 1, Q, D / 2]."""
+        pick = slice(width) if index is None else index
+        shape = (1, 1, width, -1) if index is None else (len(index), 1, width, -1)
+        return self.cos[pick].to(dtype).view(shape), self.sin[pick].to(dtype).view(shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head: hidden [..., D] before the norm -> [..., V]."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(hidden), weight.to(hidden.dtype))
+
+    def initialise(self, seed: int, *, gain: float = 0.6) -> Transformer:
+        """Draw all weights from `seed`: matrices N(0, (gain / sqrt(fan_in))^2), residual outputs scaled by 1 / sqrt(2 layers)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                std = 0.02 if name.startswith("embed") else gain / math.sqrt(p.shape[1])
+                if name.endswith(("attn.out.weight", "mlp.down.weight")):
+                    std /= math.sqrt(2 * self.config.layers)
+                with torch.no_grad():
+                    p.copy_(torch.randn(p.shape, generator=generator) * std)
+        return self

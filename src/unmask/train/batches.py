@@ -1,0 +1,95 @@
+"""Batches of the embedded pair's tasks: batch number i is a pure function of (seed, i), so training resumes exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from unmask.train import problems, restaurants
+from unmask.train.vocabulary import EOS, PAD, SEP
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One fixed shape: which task, how many items a row, prompt and response widths, share of the steps."""
+
+    task: str
+    items: tuple[int, ...]
+    prompt: int
+    response: int
+    share: float
+
+
+BUCKETS = (
+    Bucket("problems", (1,), 48, 24, 0.36),
+    Bucket("problems", (1, 2, 2), 88, 48, 0.10),
+    Bucket("problems", (3, 4, 4), 168, 88, 0.10),
+    Bucket("problems", (5, 6, 7, 8, 8), 328, 176, 0.15),
+    Bucket("restaurants", (1,), 56, 40, 0.20),
+    Bucket("restaurants", (2,), 104, 80, 0.04),
+    Bucket("restaurants", (3, 4), 208, 160, 0.03),
+    Bucket("restaurants", (6, 7, 8), 416, 304, 0.02),
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens [B, P + R]: prompt right-aligned at column P, response padded with EOS; `valid` is False on the prompt's padding."""
+
+    tokens: Tensor
+    valid: Tensor
+    prompt: int
+
+
+def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], bucket: Bucket) -> Batch:
+    """Lay out token ids as a Batch; rows that do not fit are the caller's error."""
+    width = bucket.prompt + bucket.response
+    tokens = torch.full((len(prompts), width), EOS)
+    tokens[:, : bucket.prompt] = PAD
+    for row, (p, r) in enumerate(zip(prompts, responses, strict=True)):
+        tokens[row, bucket.prompt - len(p) - 1 : bucket.prompt] = torch.tensor([*p, SEP])
+        tokens[row, bucket.prompt : bucket.prompt + len(r)] = torch.tensor(r)
+    return Batch(tokens, tokens != PAD, bucket.prompt)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The training distribution: every step draws one bucket and fills it with about `tokens` tokens."""
+
+    tokenizer: Tokenizer
+    rows: list[restaurants.Restaurant]
+    seed: int
+    tokens: int = 4608
+    buckets: tuple[Bucket, ...] = BUCKETS
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`."""
+        r = random.Random(f"unmask-batch-{self.seed}-{step}")
+        bucket = r.choices(self.buckets, [b.share for b in self.buckets])[0]
+        count = max(4, self.tokens // (bucket.prompt + bucket.response))
+        pairs = self._pairs(bucket, r.randrange(2**60))
+        prompts, responses = [], []
+        while len(prompts) < count:
+            texts = [next(pairs) for _ in range(count)]
+            p = self.tokenizer.encode_batch([t[0] for t in texts])
+            q = self.tokenizer.encode_batch([t[1] for t in texts])
+            fits = [(a.ids, b.ids) for a, b in zip(p, q, strict=True) if len(a.ids) < bucket.prompt and len(b.ids) < bucket.response]
+            prompts += [a for a, _ in fits]
+            responses += [b for _, b in fits]
+        return collate(prompts[:count], responses[:count], bucket)
+
+    def _pairs(self, bucket: Bucket, seed: int):
+        r = random.Random(seed)
+        source = problems.problems(seed) if bucket.task == "problems" else self._restaurants(r)
+        make = problems.worksheet if bucket.task == "problems" else restaurants.guide
+        while True:
+            yield make(source, r.choice(bucket.items))[:2]  # type: ignore[arg-type]
+
+    def _restaurants(self, r: random.Random):
+        while True:
+            yield r.choice(self.rows)
