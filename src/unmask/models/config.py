@@ -71,7 +71,11 @@ class ModelConfig:
     family: str = "unmask"
 
     def __post_init__(self) -> None:
-        for name, default in (("kv_heads", self.heads), ("head_dim", self.d_model // self.heads), ("token_count", self.vocab_size)):
+        for name, default in (
+            ("kv_heads", self.heads),
+            ("head_dim", self.d_model // self.heads),
+            ("token_count", self.vocab_size),
+        ):
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
         if self.heads % self.kv_heads:

@@ -16,7 +16,9 @@ class KVPool:
     The last position is a bin: padded queries of a ragged batch write there and nobody reads it.
     """
 
-    def __init__(self, config: ModelConfig, slots: int, length: int, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, config: ModelConfig, slots: int, length: int, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+    ) -> None:
         shape = (config.layers, 2, slots, config.kv_heads, length + 1, config.head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.length = length

@@ -78,7 +78,11 @@ class Mixture:
             texts = [next(pairs) for _ in range(count)]
             p = self.tokenizer.encode_batch([t[0] for t in texts])
             q = self.tokenizer.encode_batch([t[1] for t in texts])
-            fits = [(a.ids, b.ids) for a, b in zip(p, q, strict=True) if len(a.ids) < bucket.prompt and len(b.ids) < bucket.response]
+            fits = [
+                (a.ids, b.ids)
+                for a, b in zip(p, q, strict=True)
+                if len(a.ids) < bucket.prompt and len(b.ids) < bucket.response
+            ]
             prompts += [a for a, _ in fits]
             responses += [b for _, b in fits]
         return collate(prompts[:count], responses[:count], bucket)

@@ -98,7 +98,10 @@ class Trainer:
         state = _read(path)
         self.model.load_state_dict(state["model"])
         self.inherited = state["tokens"] + state["inherited"]
-        self.history = [*state["history"], {"config": state["config"], "steps": state["step"], "tokens": state["tokens"]}]
+        self.history = [
+            *state["history"],
+            {"config": state["config"], "steps": state["step"], "tokens": state["tokens"]},
+        ]
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint, if there is one."""
@@ -106,9 +109,15 @@ class Trainer:
         if not path.is_file():
             return False
         state = _read(path)
-        fixed = {k: v for k, v in asdict(replace(self.config, steps=0, keep=(), save_every=0)).items() if k not in ("steps", "keep", "save_every")}
+        fixed = {
+            k: v
+            for k, v in asdict(replace(self.config, steps=0, keep=(), save_every=0)).items()
+            if k not in ("steps", "keep", "save_every")
+        }
         if changed := [k for k, v in fixed.items() if state["config"].get(k) != v]:
-            raise UserError(f"{path} is of a run with another {', '.join(changed)}; use another --out or the same settings")
+            raise UserError(
+                f"{path} is of a run with another {', '.join(changed)}; use another --out or the same settings"
+            )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -150,7 +159,9 @@ class Trainer:
         self.tokens += batch.tokens.numel()
         return value.item()
 
-    def run(self, *, evaluate: Callable[[Transformer], dict[str, float]] | None = None, evaluate_every: int = 2000) -> Iterator[Progress]:
+    def run(
+        self, *, evaluate: Callable[[Transformer], dict[str, float]] | None = None, evaluate_every: int = 2000
+    ) -> Iterator[Progress]:
         """Train to the end, yielding progress every 20 steps; `evaluate` is called at checkpoints of `evaluate_every`."""
         c, mean, began, metrics = self.config, 0.0, time.monotonic() - self.seconds, {}
         marks = {max(1, round(f * c.steps)): f for f in c.keep}
@@ -188,4 +199,6 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or pass another --out") from None
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or pass another --out"
+        ) from None

@@ -63,7 +63,9 @@ def ar_inputs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor,
     return batch.tokens, weight / weight.sum(1, keepdim=True), sees
 
 
-def loss(model: Transformer, inputs: Tensor, target: Tensor, weight: Tensor, visible: Tensor, dtype: torch.dtype) -> Tensor:
+def loss(
+    model: Transformer, inputs: Tensor, target: Tensor, weight: Tensor, visible: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Weighted cross-entropy of the response, mean over rows: target and weight [B, R], logits read where `shift` says."""
     (rows, size), width = inputs.shape, target.shape[1]
     first = size - width - int(model.config.shift)

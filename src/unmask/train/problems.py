@@ -20,34 +20,95 @@ Split = Literal["train", "draws", "templates", "numbers"]
 
 WOMEN = "Anna Mary Lisa Emma Sara Julia Kate Nina Rosa Olga Maya Zoe Ella Lucy Amy Jane".split()
 MEN = "Tom John Ben Max Leo Paul Sam Jack Adam Carl Dan Eric Fred Hugo Ivan Mark".split()
-ITEMS = "apples books pencils cards coins stamps marbles shells stickers cookies eggs balls toys flowers pears cups".split()
+ITEMS = (
+    "apples books pencils cards coins stamps marbles shells stickers cookies eggs balls toys flowers pears cups".split()
+)
 BOXES = "boxes bags baskets packs jars".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 PHRASES: dict[str, tuple[str, ...]] = {
-    "start": ("{n} has {a} {i} .", "{n} starts with {a} {i} .", "There are {a} {i} in the bag of {n} .", "{n} owns {a} {i} ."),
-    "gain": ("{P} buys {a} more {i} .", "{o} gives {a} {i} to {n} .", "On {d} {p} finds {a} more {i} .", "Then {p} gets {a} {i} from {o} ."),
-    "lose": ("{P} gives {a} {i} to {o} .", "On {d} {p} loses {a} {i} .", "Then {p} sells {a} {i} .", "{o} takes {a} {i} from {n} ."),
-    "packs": ("{P} buys {a} {x} of {b} {i} each .", "{o} brings {n} {a} {x} with {b} {i} each .", "Then {p} gets {a} {x} of {b} {i} ."),
-    "share": ("{P} gives {b} {i} to each of {a} friends .", "{P} sells {b} {i} to each of {a} people .", "Each of {a} friends takes {b} {i} from {n} ."),
+    "start": (
+        "{n} has {a} {i} .",
+        "{n} starts with {a} {i} .",
+        "There are {a} {i} in the bag of {n} .",
+        "{n} owns {a} {i} .",
+    ),
+    "gain": (
+        "{P} buys {a} more {i} .",
+        "{o} gives {a} {i} to {n} .",
+        "On {d} {p} finds {a} more {i} .",
+        "Then {p} gets {a} {i} from {o} .",
+    ),
+    "lose": (
+        "{P} gives {a} {i} to {o} .",
+        "On {d} {p} loses {a} {i} .",
+        "Then {p} sells {a} {i} .",
+        "{o} takes {a} {i} from {n} .",
+    ),
+    "packs": (
+        "{P} buys {a} {x} of {b} {i} each .",
+        "{o} brings {n} {a} {x} with {b} {i} each .",
+        "Then {p} gets {a} {x} of {b} {i} .",
+    ),
+    "share": (
+        "{P} gives {b} {i} to each of {a} friends .",
+        "{P} sells {b} {i} to each of {a} people .",
+        "Each of {a} friends takes {b} {i} from {n} .",
+    ),
     "double": ("Then {p} doubles the {i} .", "The number of {i} doubles .", "Now {n} has twice as many {i} ."),
     "halve": ("{P} gives half of the {i} to {o} .", "Then {p} loses half of the {i} .", "{o} takes half of the {i} ."),
-    "now": ("How many {i} does {n} have now ?", "How many {i} does {n} have at the end ?", "How many {i} are left for {n} ?"),
-    "more": ("{o} has {a} more {i} than {n} .", "{o} owns {a} more {i} than {n} .", "{n} has {i} too but {o} has {a} more ."),
-    "fewer": ("{o} has {a} fewer {i} than {n} .", "{o} has {a} {i} less than {n} .", "{n} has {i} too but {o} has {a} fewer ."),
-    "twice": ("{o} has twice as many {i} as {n} .", "{o} has two times as many {i} as {n} .", "{o} has double the {i} of {n} ."),
-    "half": ("{o} has half as many {i} as {n} .", "{o} has half of what {n} has .", "{o} has one half of the {i} of {n} ."),
+    "now": (
+        "How many {i} does {n} have now ?",
+        "How many {i} does {n} have at the end ?",
+        "How many {i} are left for {n} ?",
+    ),
+    "more": (
+        "{o} has {a} more {i} than {n} .",
+        "{o} owns {a} more {i} than {n} .",
+        "{n} has {i} too but {o} has {a} more .",
+    ),
+    "fewer": (
+        "{o} has {a} fewer {i} than {n} .",
+        "{o} has {a} {i} less than {n} .",
+        "{n} has {i} too but {o} has {a} fewer .",
+    ),
+    "twice": (
+        "{o} has twice as many {i} as {n} .",
+        "{o} has two times as many {i} as {n} .",
+        "{o} has double the {i} of {n} .",
+    ),
+    "half": (
+        "{o} has half as many {i} as {n} .",
+        "{o} has half of what {n} has .",
+        "{o} has one half of the {i} of {n} .",
+    ),
     "other": ("How many {i} does {o} have ?", "How many {i} are with {o} ?"),
-    "together": ("How many {i} do they have together ?", "How many {i} do {n} and {o} have in total ?", "How many {i} is that for both ?"),
-    "cost": ("{P} buys {a} {i} for {b} dollars each .", "{P} pays {b} dollars each for {a} {i} .", "{P} gets {a} {i} at {b} dollars each ."),
-    "purse": ("{n} has {a} dollars .", "{n} goes to the shop with {a} dollars .", "There are {a} dollars in the purse of {n} ."),
+    "together": (
+        "How many {i} do they have together ?",
+        "How many {i} do {n} and {o} have in total ?",
+        "How many {i} is that for both ?",
+    ),
+    "cost": (
+        "{P} buys {a} {i} for {b} dollars each .",
+        "{P} pays {b} dollars each for {a} {i} .",
+        "{P} gets {a} {i} at {b} dollars each .",
+    ),
+    "purse": (
+        "{n} has {a} dollars .",
+        "{n} goes to the shop with {a} dollars .",
+        "There are {a} dollars in the purse of {n} .",
+    ),
     "left": ("How many dollars does {p} have left ?", "How many dollars are left ?", "How much money is left ?"),
     "spent": ("How many dollars does {p} spend ?", "How many dollars does {p} pay in total ?", "What does {p} pay ?"),
     "rate": ("{n} makes {a} {i} every day .", "{n} collects {a} {i} a day .", "Every day {n} makes {a} {i} ."),
     "days": ("{P} does so for {b} days .", "This goes on for {b} days .", "{b} days go by ."),
     "broken": ("Then {a} of the {i} break .", "{a} of them are broken .", "{P} finds that {a} are broken ."),
     "good": ("How many good {i} are there ?", "How many {i} are good ?"),
-    "split": ("{P} puts the {i} equally into {b} {x} .", "The {i} go equally into {b} {x} .", "{b} {x} share the {i} equally ."),
+    "split": (
+        "{P} puts the {i} equally into {b} {x} .",
+        "The {i} go equally into {b} {x} .",
+        "{b} {x} share the {i} equally .",
+    ),
     "each": ("How many {i} are in each of the {x} ?", "How many {i} does each hold ?"),
     "total": ("How many {i} are there in total ?", "How many {i} is that in total ?"),
 }
@@ -239,7 +300,15 @@ def draw(r: random.Random, *, held: float = 0.0) -> Problem:
         woman = r.random() < 0.5
         n, o = r.sample(WOMEN if woman else MEN, 2)
         p = "she" if woman else "he"
-        words = {"n": n, "o": o, "p": p, "P": p.capitalize(), "i": r.choice(ITEMS), "x": r.choice(BOXES), "d": r.choice(DAYS)}
+        words = {
+            "n": n,
+            "o": o,
+            "p": p,
+            "P": p.capitalize(),
+            "i": r.choice(ITEMS),
+            "x": r.choice(BOXES),
+            "d": r.choice(DAYS),
+        }
         family = r.choice(["chain", "chain", "compare", "money", "rate"])
         story = Story(r, held, words)
         try:

@@ -23,7 +23,19 @@ def problem_words() -> set[str]:
     phrases = " ".join(p for group in problems.PHRASES.values() for p in group)
     text = re.sub(r"\{\w\}", " ", phrases).split()
     names = problems.WOMEN + problems.MEN + problems.ITEMS + problems.BOXES + problems.DAYS
-    return {*text, *names, *(i.capitalize() for i in problems.ITEMS), "he", "she", "He", "She", "####", ";", "=", *problems.OPERATIONS}
+    return {
+        *text,
+        *names,
+        *(i.capitalize() for i in problems.ITEMS),
+        "he",
+        "she",
+        "He",
+        "She",
+        "####",
+        ";",
+        "=",
+        *problems.OPERATIONS,
+    }
 
 
 def build(rows: Iterable[restaurants.Restaurant]) -> Tokenizer:
@@ -34,8 +46,14 @@ def build(rows: Iterable[restaurants.Restaurant]) -> Tokenizer:
     pieces += sorted(seen - set(pieces)) + [c for c in characters if c not in seen and not c.isdigit()]
     pieces += [f"{CONTINUES}{c}" for c in characters]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=64, continuing_subword_prefix=CONTINUES))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"####|'s|[\p{L}\p{N}]+|[^\s\p{L}\p{N}]"), "removed", invert=True)  # type: ignore[assignment]
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            vocabulary, unk_token="<unk>", max_input_chars_per_word=64, continuing_subword_prefix=CONTINUES
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"####|'s|[\p{L}\p{N}]+|[^\s\p{L}\p{N}]"), "removed", invert=True
+    )  # type: ignore[assignment]
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=False)  # type: ignore[assignment]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer

@@ -1,0 +1,78 @@
+"""Pure tensor algebra of decoding: canvas, rules, the loop. It imports no model."""
+
+from unmask.decode.algebra import Pick, Rows, Rule, Where
+from unmask.decode.blocks import Blocks
+from unmask.decode.canvas import Canvas, cat
+from unmask.decode.draft import Draft
+from unmask.decode.early import Cosine, Exponential, Linear, Staged, Sure, gap
+from unmask.decode.expression import parse
+from unmask.decode.ledger import Ledger, Report, useful
+from unmask.decode.loop import Denoiser, Step, decode, step
+from unmask.decode.pick import best, confident, dream_quota, entropy_bounded, factor, leftmost, scattered
+from unmask.decode.recipe import Mixed, Recipe
+from unmask.decode.where import (
+    Budget,
+    Every,
+    Region,
+    abandoned,
+    answer,
+    dirty,
+    ended,
+    everything,
+    filled,
+    finished,
+    first_step,
+    frontier,
+    masked,
+    response,
+    thinking,
+)
+
+__all__ = [
+    "Blocks",
+    "Budget",
+    "Canvas",
+    "Cosine",
+    "Denoiser",
+    "Draft",
+    "Every",
+    "Exponential",
+    "Ledger",
+    "Linear",
+    "Mixed",
+    "Pick",
+    "Recipe",
+    "Region",
+    "Report",
+    "Rows",
+    "Rule",
+    "Staged",
+    "Step",
+    "Sure",
+    "Where",
+    "abandoned",
+    "answer",
+    "best",
+    "cat",
+    "confident",
+    "decode",
+    "dirty",
+    "dream_quota",
+    "ended",
+    "entropy_bounded",
+    "everything",
+    "factor",
+    "filled",
+    "finished",
+    "first_step",
+    "frontier",
+    "gap",
+    "leftmost",
+    "masked",
+    "parse",
+    "response",
+    "scattered",
+    "step",
+    "thinking",
+    "useful",
+]

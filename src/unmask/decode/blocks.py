@@ -1,0 +1,193 @@
+"""Blocks of a row's response: the current one, those behind it, and those in flight. All derived, no state machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.decode.algebra import Pick, Rows, Where, term
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+from unmask.decode.pick import rank
+
+_NOWHERE = 1 << 30
+
+
+@term("blocks")
+@dataclass(frozen=True, repr=False)
+class Blocks(Where):
+    """The first block of `size` cells, counted from the row's origin, that still has an undecided cell."""
+
+    size: int
+    always = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a block needs at least one cell, not {self.size}")
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.derive((self, "here"), lambda: self.ids(canvas) == self.current(canvas)[:, None])
+
+    def ids(self, canvas: Canvas) -> Tensor:
+        """[B, L] int64: block number of each cell; -1 in the prompt, a huge number in the padding."""
+
+        def compute() -> Tensor:
+            number = (canvas.position - canvas.origin[:, None]).div(self.size, rounding_mode="floor")
+            return number.clamp(min=-1).masked_fill(~canvas.valid, _NOWHERE)
+
+        return canvas.derive((self, "ids"), compute)
+
+    def current(self, canvas: Canvas) -> Tensor:
+        """[B]: number of the first block with an undecided cell; a huge number where there is none."""
+        return canvas.derive(
+            (self, "current"), lambda: self.ids(canvas).masked_fill(~canvas.masked, _NOWHERE - 1).amin(1)
+        )
+
+    def count(self, canvas: Canvas) -> Tensor:
+        """[B]: how many blocks the row has."""
+        return -(-(canvas.valid.sum(1) - canvas.origin) // self.size)
+
+    def share(self, canvas: Canvas, cells: Tensor) -> Tensor:
+        """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
+        ids = self.ids(canvas)
+        inside = (ids >= 0) & canvas.valid
+        total = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64)
+        index = ids.masked_fill(~inside, 0)
+        size = total.scatter_add(1, index, inside.double())
+        part = total.scatter_add(1, index, (cells & inside).double())
+        return torch.where(size > 0, part / size.clamp(min=1), 1.0)
+
+    def spread(self, canvas: Canvas, blocks: Tensor, *, prompt: Tensor) -> Tensor:
+        """Per-block values [B, N] as cells [B, L]; prompt cells take `prompt` [B]."""
+        ids = self.ids(canvas)
+        cells = blocks.gather(1, ids.masked_fill(~canvas.valid, 0).clamp(min=0))
+        return torch.where(ids < 0, prompt[:, None], cells) & canvas.valid
+
+    @property
+    def onward(self) -> Onward:
+        """The current block and all later ones."""
+        return Onward(self)
+
+    @property
+    def entered(self) -> Entered:
+        """Rows in whose current block nothing has been decided yet."""
+        return Entered(self)
+
+    @property
+    def settled(self) -> Settled:
+        """Blocks that are decided and cleanly cached, and preceded only by such."""
+        return Settled(self)
+
+    def after(self, progress: float, *, every: bool = False) -> After:
+        """Blocks whose predecessor (with `every`: each predecessor) is decided to at least `progress`."""
+        return After(self, progress, every)
+
+    def quota(self, steps: int, *, by: str = "score") -> Quota:
+        """A fixed number of cells a step, `steps` steps in all."""
+        return Quota(self, steps, by)
+
+
+@dataclass(frozen=True, repr=False)
+class Onward(Where):
+    """The current block and all later ones (Fast-dLLM's prefix-cache window)."""
+
+    blocks: Blocks
+    always = True
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.onward"
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.valid & (self.blocks.ids(canvas) >= self.blocks.current(canvas)[:, None])
+
+
+@dataclass(frozen=True, repr=False)
+class Entered(Rows):
+    """Rows in whose current block nothing has been decided yet: the moment to refresh a cache."""
+
+    blocks: Blocks
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.entered"
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return ~((canvas.decided_at > 0) & self.blocks(canvas)).any(1)
+
+
+@dataclass(frozen=True, repr=False)
+class After(Where):
+    """Blocks whose predecessor is decided to at least `progress` (the prompt counts as decided); with `every`, each one."""
+
+    blocks: Blocks
+    progress: float
+    every: bool = False
+    always = True
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.after({self.progress!r}{', every=True' if self.every else ''})"
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        enough = self.blocks.share(canvas, ~canvas.masked) >= self.progress
+        first = torch.ones_like(enough[:, :1])
+        before = torch.cat([first, enough[:, :-1]], 1)
+        if self.every:
+            before = before.cumprod(1).bool()
+        return self.blocks.spread(canvas, before, prompt=first[:, 0])
+
+
+@dataclass(frozen=True, repr=False)
+class Settled(Where):
+    """The prompt, then blocks, as long as everything is decided and its key and value are of the decided tokens."""
+
+    blocks: Blocks
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.settled"
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        prompt = ~((self.blocks.ids(canvas) < 0) & canvas.dirty).any(1)
+        clean = self.blocks.share(canvas, ~canvas.masked & ~canvas.dirty) == 1
+        return self.blocks.spread(canvas, clean.cumprod(1).bool() & prompt[:, None], prompt=prompt)
+
+
+@dataclass(frozen=True, repr=False)
+class Quota(Pick):
+    """LLaDA's linear schedule (Nie et al. 2025): the steps are shared out over the blocks, then a block's undecided cells
+    over its steps, the remainder going to the first ones. Always at least one cell."""
+
+    blocks: Blocks
+    steps: int
+    by: str = "score"
+    always = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a schedule needs at least one step, not {self.steps}")
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.quota({self.steps}{'' if self.by == 'score' else f', by={self.by!r}'})"
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        base, rest, decided, _ = self._plan(canvas)
+        k = (base + (decided < rest * (base + 1))).clamp(min=1)
+        return among & (rank(canvas, draft, among, self.by) < k[:, None])
+
+    def progress(self, canvas: Canvas) -> Tensor:
+        """[B] float64: the published loop's step counter (from 1) over all steps, counting steps that commit nothing."""
+        base, rest, decided, before = self._plan(canvas)
+        early = decided.clamp(max=rest * (base + 1)) // (base + 1)
+        late = (decided - rest * (base + 1)).clamp(min=0) // base.clamp(min=1)
+        return (before + early + late + 1).double() / self.steps
+
+    def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B] each: cells a step, steps with one more, cells decided in the block, steps of earlier blocks."""
+        here, count = self.blocks(canvas), self.blocks.count(canvas)
+        total = (here & ~canvas.given).sum(1)
+        decided = (here & (canvas.decided_at > 0)).sum(1)
+        number = torch.minimum(self.blocks.current(canvas), count)
+        share, extra = self.steps // count, self.steps % count
+        steps = (share + (number < extra)).clamp(min=1)
+        before = share * number + torch.minimum(number, extra)
+        return total // steps, total % steps, decided, before

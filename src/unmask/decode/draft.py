@@ -1,0 +1,97 @@
+"""The draft: what a model believes at the cells it was asked about. Statistics are computed when a rule reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Logits of N cells of a canvas [B, L], and the statistics rules read, each [B, L]."""
+
+    computed: Tensor
+    """[B, L] bool: cells that were run through the model, whose key and value are now of this step."""
+    fresh: Tensor
+    """[B, L] bool: cells whose logits are here."""
+    logits: Tensor
+    """[N, V]: logits of the fresh cells in row-major order; what must never be generated holds -inf."""
+    chosen: Tensor | None = None
+    """[N] int64: tokens drawn by a sampler, else the most likely ones."""
+    belief: Tensor | None = None
+    """[N, V]: logits after temperature and filters, where confidence shall be read from them (Dream's convention)."""
+
+    @cached_property
+    def at(self) -> Tensor:
+        """[N]: flat indices of the fresh cells."""
+        return self.fresh.flatten().nonzero()[:, 0]
+
+    def spread(self, value: Tensor, fill: float) -> Tensor:
+        """Values [N] of the fresh cells as [B, L], `fill` elsewhere."""
+        flat = torch.full((self.fresh.numel(),), fill, dtype=value.dtype, device=value.device)
+        flat[self.at] = value
+        return flat.view(self.fresh.shape)
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        source = self.logits if self.belief is None else self.belief
+        return source if source.dtype == torch.float64 else source.float()
+
+    @cached_property
+    def _best(self) -> tuple[Tensor, Tensor]:
+        value, index = self._logits.max(-1)
+        return value, index
+
+    @cached_property
+    def _normaliser(self) -> Tensor:
+        return self._logits.logsumexp(-1)
+
+    @cached_property
+    def _top(self) -> Tensor:
+        return self._logits.topk(2, -1).values
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[N]: the drafted tokens of the fresh cells."""
+        return self._best[1] if self.chosen is None else self.chosen
+
+    @cached_property
+    def token(self) -> Tensor:
+        """[B, L] int64: the drafted token."""
+        return self.spread(self.tokens, 0)
+
+    @cached_property
+    def score(self) -> Tensor:
+        """[B, L]: probability of the drafted token (float32 softmax; float64 for float64 logits); -inf where not fresh."""
+        value = self._best[0] if self.chosen is None else self._logits.gather(1, self.chosen[:, None])[:, 0]
+        return self.spread((value - self._normaliser).exp(), -torch.inf)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """[B, L]: largest minus second largest raw logit; -inf where not fresh."""
+        top = (self.logits if self.logits.dtype == torch.float64 else self.logits.float()).topk(2, -1).values
+        return self.spread(top[:, 0] - top[:, 1], -torch.inf)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """[B, L]: largest minus second largest probability; -inf where not fresh."""
+        p = (self._top - self._normaliser[:, None]).exp()
+        return self.spread(p[:, 0] - p[:, 1], -torch.inf)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """[B, L]: entropy of the prediction in nats; inf where not fresh."""
+        return self.spread(torch.special.entr(self._logits.softmax(-1)).sum(-1), torch.inf)
+
+    def value(self, by: str) -> Tensor:
+        """A statistic by name, larger = surer: score, margin, gap, or entropy (negated)."""
+        return -self.entropy if by == "entropy" else getattr(self, by)
+
+    def __getitem__(self, rows: Tensor) -> Draft:
+        """The rows of an increasing index tensor."""
+        keep = torch.isin(self.at // self.fresh.shape[1], rows)
+        rest = (None if t is None else t[keep] for t in (self.chosen, self.belief))
+        return Draft(self.computed[rows], self.fresh[rows], self.logits[keep], *rest)

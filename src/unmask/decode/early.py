@@ -1,0 +1,114 @@
+"""Early commit: models know the answer before they finish. One condition; Prophet, SchED and ICE are settings of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unmask.decode.algebra import Rows, Rule, Where, term
+from unmask.decode.blocks import Quota
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+from unmask.decode.where import Region
+
+
+class Schedule(Rule):
+    """A threshold as a function of progress in [0, 1]."""
+
+    @abstractmethod
+    def __call__(self, progress: Tensor) -> Tensor: ...
+
+
+@term("staged")
+@dataclass(frozen=True, repr=False)
+class Staged(Schedule):
+    """Three levels: before 0.33, before 0.67, after (Prophet, Li et al. 2025, algorithm 1)."""
+
+    high: float
+    middle: float
+    low: float
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        later = torch.where(progress < 0.67, self.middle, self.low)
+        return torch.where(progress < 0.33, torch.full_like(later, self.high), later)
+
+
+@term("linear")
+@dataclass(frozen=True, repr=False)
+class Linear(Schedule):
+    """From `high` at the start to `low` at the end."""
+
+    high: float
+    low: float
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return self.high + (self.low - self.high) * progress
+
+
+@term("cosine")
+@dataclass(frozen=True, repr=False)
+class Cosine(Schedule):
+    """From `high` to `low` along half a cosine: flat, steep, flat."""
+
+    high: float
+    low: float
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * 0.5 * (1 + torch.cos(torch.pi * progress))
+
+
+@term("exponential")
+@dataclass(frozen=True, repr=False)
+class Exponential(Schedule):
+    """From `high` to about `low`, falling as exp(-rate * progress) (SchED's form, Mohamed et al. 2025)."""
+
+    high: float
+    low: float
+    rate: float = 4.0
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * torch.exp(-self.rate * progress)
+
+
+@term("sure")
+@dataclass(frozen=True, repr=False)
+class Sure(Rows):
+    """Rows whose mean confidence over a region has reached the threshold of their progress.
+
+    `criterion`: gap (raw logits, decided cells included), score or margin. Progress is that of `clock`, a quota schedule,
+    or else the decided share of the response. A row that has undecided cells without logits in this draft is never sure:
+    what was not read cannot be committed.
+    """
+
+    schedule: Schedule
+    where: Where
+    criterion: Literal["gap", "score", "margin"] = "gap"
+    clock: Quota | None = None
+    drafted = True
+
+    def reads(self, canvas: Canvas) -> Tensor:
+        return self.where(canvas)
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        assert draft is not None
+        cells = self.where(canvas)
+        value = draft.value(self.criterion).masked_fill(~cells, 0)
+        mean = value.double().sum(1) / cells.sum(1).clamp(min=1)
+        complete = ~((canvas.masked | cells) & ~draft.fresh).any(1) & cells.any(1)
+        return complete & (mean >= self.schedule(self.progress(canvas)))
+
+    def progress(self, canvas: Canvas) -> Tensor:
+        """[B] float64 in [0, 1]."""
+        if self.clock is not None:
+            return self.clock.progress(canvas)
+        own = canvas.valid & ~canvas.given
+        return (own & ~canvas.masked).sum(1).double() / own.sum(1).clamp(min=1)
+
+
+def gap(high: float, middle: float, low: float, *, clock: Quota | None = None, where: Where | None = None) -> Sure:
+    """Prophet's condition: mean logit gap of the answer region against three stages."""
+    return Sure(Staged(high, middle, low), where or Region(2), "gap", clock)

@@ -1,0 +1,50 @@
+"""The loop. One step for every method; streaming, tracing, progress bars and batching are consumers of `decode`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+from unmask.decode.recipe import Mixed, Recipe
+
+Denoiser = Callable[[Canvas, Tensor, Tensor], Draft]
+"""(canvas, query [B, L], need [B, L]) -> Draft: compute the queried cells and return logits for those needed and in reach.
+
+A denoiser may compute more than it was asked for (the cell before, where logits are shifted) and says so in the draft.
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did, each [B, L] bool but `number` [B]: cells computed, committed, given back."""
+
+    number: Tensor
+    computed: Tensor
+    pick: Tensor
+    back: Tensor | None
+    draft: Draft
+
+
+def step(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> tuple[Canvas, Step]:
+    """One forward, and what the recipe makes of it."""
+    query = recipe.query(canvas) & canvas.valid & ~canvas.done[:, None]
+    draft = denoise(canvas, query, recipe.need(canvas))  # the only line that costs anything
+    pick = recipe.unmask(canvas, draft, canvas.masked & draft.fresh)
+    back = None if recipe.remask is None else recipe.remask(canvas, draft, canvas.revocable & draft.fresh) & ~pick
+    after = canvas.advance(pick, back, draft)
+    after = after.finish(recipe.stop(after, draft))
+    return after, Step(after.step, draft.computed, pick, back, draft)
+
+
+def decode(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> Iterator[tuple[Canvas, Step]]:
+    """Step until every row is done, yielding each new canvas with what happened."""
+    while not canvas.done.all():
+        before, (canvas, event) = canvas, step(denoise, recipe, canvas)
+        moved = event.pick if event.back is None else event.pick | event.back
+        if not (moved.any(1) | canvas.done | ~event.computed.any(1)).all():
+            raise RuntimeError(f"a row stalled at step {int(before.step.max())}: {recipe!r} committed nothing")
+        yield canvas, event

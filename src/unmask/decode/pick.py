@@ -1,0 +1,221 @@
+"""Commit rules: which of the drafted candidates to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.decode import noise
+from unmask.decode.algebra import Pick, term
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+
+if TYPE_CHECKING:
+    from unmask.decode.blocks import Blocks
+
+CONFIDENCE = ("score", "margin", "entropy", "gap", "random")
+"""What candidates may be ranked by; entropy counts negatively; random is the row's own counter-based noise."""
+
+
+def confidence(canvas: Canvas, draft: Draft, by: str) -> Tensor:
+    """[B, L]: the statistic named `by`, larger = surer."""
+    if by == "random":
+        return noise.uniform(canvas.seed[:, None], canvas.step[:, None], canvas.position)
+    return draft.value(by)
+
+
+def rank(canvas: Canvas, draft: Draft, among: Tensor, by: str = "score") -> Tensor:
+    """[B, L]: place of each candidate by confidence, 0 the surest; ties go to the left."""
+    value = confidence(canvas, draft, by).masked_fill(~among, -torch.inf)
+    order = value.argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(1, order, canvas.position.expand_as(order))
+
+
+def group_rank(place: Tensor, group: Tensor) -> Tensor:
+    """[B, L]: the place within the cell's own group, for places and group numbers [B, L]."""
+    order = place.argsort(1)
+    order = order.gather(1, group.gather(1, order).argsort(1, stable=True))
+    sorted_group = group.gather(1, order)
+    column = torch.arange(group.shape[1]).expand_as(group)
+    starts = torch.ones_like(group, dtype=torch.bool)
+    starts[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
+    first = torch.where(starts, column, 0).cummax(1).values
+    return torch.empty_like(order).scatter_(1, order, column - first)
+
+
+def _check(by: str) -> None:
+    if by not in CONFIDENCE:
+        raise ValueError(f"cannot rank by {by!r}; known: {', '.join(CONFIDENCE)}")
+
+
+@term("confident")
+@dataclass(frozen=True, repr=False)
+class Confident(Pick):
+    """Candidates whose drafted token has at least this probability; `strict`: more than it (D2F, SDAR)."""
+
+    threshold: float
+    strict: bool = False
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        enough = draft.score > self.threshold if self.strict else draft.score >= self.threshold
+        return among & enough
+
+
+@term("best")
+@dataclass(frozen=True, repr=False)
+class Best(Pick):
+    """The k surest candidates of each row, or of each block of `per`."""
+
+    k: int = 1
+    by: str = "score"
+    per: Blocks | None = None
+    always = True
+
+    def __post_init__(self) -> None:
+        _check(self.by)
+        if self.k < 1:
+            raise ValueError(f"best needs k >= 1, not {self.k}")
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        if self.per is not None:
+            group = self.per.ids(canvas).masked_fill(~among, -2)
+            return among & (group_rank(rank(canvas, draft, among, self.by), group) < self.k)
+        if self.k > 1:
+            return among & (rank(canvas, draft, among, self.by) < self.k)
+        value = confidence(canvas, draft, self.by).masked_fill(~among, -torch.inf)
+        return among & (canvas.position == value.argmax(1, keepdim=True))
+
+
+@term("leftmost")
+@dataclass(frozen=True, repr=False)
+class Leftmost(Pick):
+    """The first k candidates from the left."""
+
+    k: int = 1
+    always = True
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        return among & (among.cumsum(1) <= self.k)
+
+
+@term("factor")
+@dataclass(frozen=True, repr=False)
+class Factor(Pick):
+    """The longest run of surest candidates whose n-th has probability of at least 1 - factor / (n + 1); always one.
+
+    Fast-dLLM's factor rule (Wu et al. 2025, section 3.3). Its released code commits all candidates when only the last one
+    fails; `lenient` does so too.
+    """
+
+    factor: float
+    lenient: bool = False
+    always = True
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        place = rank(canvas, draft, among)
+        enough = draft.score >= 1 - self.factor / (place + 2).to(draft.score.dtype)
+        fails = among & ~enough & (place > 0)
+        width = among.shape[1]
+        limit = torch.where(fails, place, width).amin(1, keepdim=True)
+        if self.lenient:
+            limit = limit + (limit == among.sum(1, keepdim=True) - 1).long()
+        return among & (place < limit)
+
+
+@term("entropy_bounded")
+@dataclass(frozen=True, repr=False)
+class EntropyBounded(Pick):
+    """The largest set of surest candidates whose summed entropy minus its largest is at most gamma nats; always one.
+
+    EB-Sampler (Ben-Hamu et al. 2025): that difference bounds the joint dependence ignored by sampling at once.
+    """
+
+    gamma: float
+    by: str = "entropy"
+    always = True
+
+    def __post_init__(self) -> None:
+        _check(self.by)
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        place = rank(canvas, draft, among, self.by)
+        order = place.argsort(1)
+        entropy = draft.entropy.masked_fill(~among, 0).gather(1, order)
+        error = entropy.cumsum(1) - entropy.cummax(1).values
+        count = (error <= self.gamma).long().cumprod(1).sum(1, keepdim=True).clamp(min=1)
+        return among & (place < count)
+
+
+@lru_cache(maxsize=256)
+def dream_counts(cells: int, steps: int, eps: float) -> tuple[int, ...]:
+    """How many of `cells` cells Dream commits at each of its steps that commits any: int(n (1 - s / t)), at last all.
+
+    t runs from 1 to eps in `steps` equal steps (Ye et al. 2025). A step that commits none changes nothing, so it costs
+    us no forward.
+    """
+    time, left, counts = torch.linspace(1, eps, steps + 1).tolist(), cells, []
+    for i in range(steps):
+        k = int(left * (1 - time[i + 1] / time[i])) if i < steps - 1 else left
+        left -= k
+        counts += [k] if k else []
+    return tuple(counts)
+
+
+@term("dream_quota")
+@dataclass(frozen=True, repr=False)
+class DreamQuota(Pick):
+    """Dream's schedule over the whole response (Ye et al. 2025): `steps` steps of shrinking noise down to eps."""
+
+    steps: int
+    by: str = "score"
+    eps: float = 1e-3
+    always = True
+
+    def __post_init__(self) -> None:
+        _check(self.by)
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        total = (canvas.valid & ~canvas.given).sum(1).tolist()
+        left = canvas.masked.sum(1).tolist()
+        k = torch.tensor([self._next(n, n - m) for n, m in zip(total, left, strict=True)])
+        return among & (rank(canvas, draft, among, self.by) < k[:, None])
+
+    def _next(self, total: int, decided: int) -> int:
+        reached = 0
+        for k in dream_counts(total, self.steps, self.eps):
+            if reached >= decided:
+                return k
+            reached += k
+        return 1
+
+
+@term("scattered")
+@dataclass(frozen=True, repr=False)
+class Scattered(Pick):
+    """Dream's `origin`: at each of `steps` steps every undecided cell is committed with probability 1 - s / t.
+
+    The step at which a cell's turn comes depends on its noise alone, so it is known beforehand: the cells of the next
+    step that has any are committed, and steps without any cost no forward.
+    """
+
+    steps: int
+    eps: float = 1e-3
+    always = True
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        time = torch.linspace(1, self.eps, self.steps + 1)
+        chance = 1 - time[1:] / time[:-1]
+        chance[-1] = 1
+        step = torch.arange(self.steps)[:, None, None]
+        hit = noise.uniform(canvas.seed[:, None], step, canvas.position) < chance[:, None, None]
+        turn = hit.int().argmax(0).masked_fill(~among, self.steps)
+        return among & (turn == turn.amin(1, keepdim=True))
+
+
+leftmost = Leftmost
+confident, best, factor, entropy_bounded = Confident, Best, Factor, EntropyBounded
+dream_quota, scattered = DreamQuota, Scattered

@@ -1,0 +1,169 @@
+"""A recipe: what to compute, what to commit, what to give back, when to stop. A published method is one of these."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unmask.decode.algebra import Pick, Rows, Rule, Where, as_pick
+from unmask.decode.blocks import Onward
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+from unmask.decode.early import Sure
+from unmask.decode.expression import parse
+from unmask.decode.where import Budget, Everything, Filled, Finished
+from unmask.errors import UserError
+
+PARTS = ("query", "unmask", "remask", "stop")
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe:
+    """`query` names the cells to compute, `unmask` chooses what to commit, `remask` what to give back, `stop` ends a row.
+
+    A stack that cannot work is refused here, with the reason (ValueError).
+    """
+
+    query: Where
+    unmask: Pick
+    remask: Pick | None = None
+    stop: Rows = Filled()
+    name: str = field(default="", compare=False)
+    cite: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for part, kind in (("query", Where), ("stop", Rows)):
+            if not isinstance(getattr(self, part), kind):
+                raise UserError(f"{part} must be a {kind.__name__}, not {getattr(self, part)!r}")
+        if not isinstance(self.unmask, Pick | Where) or not isinstance(self.remask, Pick | Where | None):
+            raise UserError(f"unmask and remask must choose cells; {self.unmask!r} or {self.remask!r} does not")
+        object.__setattr__(self, "unmask", as_pick(self.unmask))
+        if self.remask is not None:
+            object.__setattr__(self, "remask", as_pick(self.remask))
+        self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.unmask.always:
+            raise UserError(f"{self.unmask!r} may commit nothing and never end; add `| best(1)`")
+        if any(isinstance(r, Where) and r.optional for r in self.unmask.walk()) and not isinstance(self.stop, Finished):
+            raise UserError(f"{self.unmask!r} leaves cells undecided on purpose; its stop must be `finished`")
+        if self.remask is not None and not any(isinstance(r, Budget) for r in self.stop.walk()):
+            raise UserError("a recipe that gives cells back needs a bound: add `| budget(n)` to its stop")
+        refreshes = isinstance(self.query, Everything) or any(isinstance(r, Everything) for r in self.query.walk())
+        onward = any(isinstance(r, Onward) for r in self.query.walk())
+        if any(isinstance(r, Sure) for r in self.unmask.walk()) and not (refreshes or onward):
+            raise UserError(
+                f"early commit needs logits of every undecided cell, and {self.query!r} never computes them all; "
+                "add `everything.when(every(8))` or a prefix window to the query"
+            )
+
+    @property
+    def cached(self) -> bool:
+        """Does any forward rely on keys and values of an earlier one?"""
+        return not isinstance(self.query, Everything)
+
+    def need(self, canvas: Canvas) -> Tensor:
+        """[B, L] bool: cells whose logits some rule wants: the undecided ones and what rules read beyond them."""
+        found = canvas.masked
+        rules: tuple[Rule | None, ...] = (self.unmask, self.stop)
+        for rule in rules:
+            more = rule.reads(canvas) if rule is not None else None
+            found = found if more is None else found | more
+        return found | canvas.revocable if self.remask is not None else found
+
+    def __repr__(self) -> str:
+        shown = [f"{part}={getattr(self, part)!r}" for part in PARTS if getattr(self, part) is not None]
+        return f"Recipe({', '.join(shown)})"
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name what the recipe does, whatever it is called."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; `from_toml` reads it back."""
+        head = [f"{key} = {_quote(getattr(self, key))}" for key in ("name", "cite") if getattr(self, key)]
+        body = [f"{part} = {_quote(repr(getattr(self, part)))}" for part in PARTS if getattr(self, part) is not None]
+        return "\n".join([*head, *([""] if head else []), "[recipe]", *body, ""])
+
+    @staticmethod
+    def from_toml(text: str, **names: object) -> Recipe:
+        """Read a recipe; `names` and the file's `[defaults]` table are words its expressions may use."""
+        import tomllib
+
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"not a recipe file: {error}") from None
+        known = {**data.get("defaults", {}), **names}
+        table = data.get("recipe", {})
+        if unknown := sorted(set(table) - set(PARTS)):
+            raise UserError(f"a recipe has {', '.join(PARTS)}, not {', '.join(unknown)}")
+        if missing := [p for p in ("query", "unmask") if p not in table]:
+            raise UserError(f"the recipe lacks {' and '.join(missing)}")
+        for word, text_of in data.get("let", {}).items():
+            known[word] = parse(text_of, known)
+        parts = {part: parse(table[part], known) for part in PARTS if part in table}
+        return Recipe(**parts, name=data.get("name", ""), cite=data.get("cite", ""))  # type: ignore[arg-type]
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Several recipes in one batch: the row in slot s follows `recipes[which[s]]`. It stands where a Recipe stands."""
+
+    recipes: tuple[Recipe, ...]
+    which: Tensor
+    """[slots] int64."""
+
+    @property
+    def cached(self) -> bool:
+        return any(r.cached for r in self.recipes)
+
+    @property
+    def remask(self) -> Pick | None:
+        return _MixedPick(self, "remask") if any(r.remask for r in self.recipes) else None
+
+    @property
+    def unmask(self) -> Pick:
+        return _MixedPick(self, "unmask")
+
+    def query(self, canvas: Canvas) -> Tensor:
+        return self._rows(canvas, lambda recipe, rows: recipe.query(canvas[rows]))
+
+    def need(self, canvas: Canvas) -> Tensor:
+        return self._rows(canvas, lambda recipe, rows: recipe.need(canvas[rows]))
+
+    def stop(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        part = None if draft is None else draft
+        return self._rows(
+            canvas, lambda r, rows: r.stop(canvas[rows], None if part is None else part[rows]), wide=False
+        )
+
+    def _rows(self, canvas: Canvas, compute, *, wide: bool = True) -> Tensor:
+        out = torch.zeros_like(canvas.given if wide else canvas.done)
+        which = self.which[canvas.slot]
+        for number, recipe in enumerate(self.recipes):
+            rows = (which == number).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = compute(recipe, rows)
+        return out
+
+
+@dataclass(frozen=True, repr=False)
+class _MixedPick(Pick):
+    mixed: Mixed
+    part: str
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        def choose(recipe: Recipe, rows: Tensor) -> Tensor:
+            rule = getattr(recipe, self.part)
+            return torch.zeros_like(among[rows]) if rule is None else rule(canvas[rows], draft[rows], among[rows])
+
+        return self.mixed._rows(canvas, choose)

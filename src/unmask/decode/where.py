@@ -1,0 +1,153 @@
+"""Positions and rows that need no parameters beyond the canvas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.decode.algebra import Rows, Where, ready, term
+from unmask.decode.canvas import Canvas
+from unmask.decode.draft import Draft
+
+
+@dataclass(frozen=True, repr=False)
+class Everything(Where):
+    """All cells. As a query: no cache."""
+
+    always = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.valid
+
+
+@dataclass(frozen=True, repr=False)
+class Masked(Where):
+    """The undecided cells."""
+
+    always = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.masked
+
+
+@dataclass(frozen=True, repr=False)
+class Dirty(Where):
+    """Decided cells whose cached key and value are missing or of another token. As a query it is the exact causal cache."""
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.dirty
+
+
+@dataclass(frozen=True, repr=False)
+class Frontier(Where):
+    """The first undecided cell of each row."""
+
+    always = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.position == canvas.first(canvas.masked)[:, None]
+
+
+@dataclass(frozen=True, repr=False)
+class Abandoned(Where):
+    """Undecided cells never yet computed, in rows that have decided on an EOS: nothing new is opened there (D2F)."""
+
+    optional = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.masked & (canvas.cached_at < 0) & canvas.ended.any(1)[:, None]
+
+
+@dataclass(frozen=True, repr=False)
+class FirstStep(Rows):
+    """Rows that no forward has been spent on yet."""
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return canvas.step == 0
+
+
+@term("every")
+@dataclass(frozen=True, repr=False)
+class Every(Rows):
+    """Rows at steps 0, n, 2n, ...: a periodic refresh."""
+
+    n: int
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return canvas.step % self.n == 0
+
+
+@dataclass(frozen=True, repr=False)
+class Filled(Rows):
+    """As a stop: no cell is undecided."""
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return ~canvas.masked.any(1)
+
+
+@dataclass(frozen=True, repr=False)
+class Finished(Rows):
+    """As a stop: no cell is undecided but abandoned ones."""
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return ~(canvas.masked & ~abandoned(canvas)).any(1)
+
+
+@dataclass(frozen=True, repr=False)
+class Ended(Rows):
+    """As a stop: an EOS is decided and so is everything before it. An EOS with holes before it stops nothing."""
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return canvas.first(canvas.ended) < canvas.first(canvas.masked)
+
+
+@term("budget")
+@dataclass(frozen=True, repr=False)
+class Budget(Rows):
+    """As a stop: n forwards are spent."""
+
+    n: int
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        return canvas.step >= self.n
+
+
+@term("region")
+@dataclass(frozen=True, repr=False)
+class Region(Where):
+    """The cells of a numbered region of the template: 1 thinking, 2 answer."""
+
+    number: int
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.valid & (canvas.region == self.number)
+
+
+@dataclass(frozen=True, repr=False)
+class Response(Where):
+    """The cells from the row's origin on."""
+
+    always = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.valid & (canvas.position >= canvas.origin[:, None])
+
+
+everything = ready("everything", Everything())
+masked = ready("masked", Masked())
+dirty = ready("dirty", Dirty())
+frontier = ready("frontier", Frontier())
+abandoned = ready("abandoned", Abandoned())
+response = ready("response", Response())
+first_step = ready("first_step", FirstStep())
+filled = ready("filled", Filled())
+finished = ready("finished", Finished())
+ended = ready("ended", Ended())
+thinking, answer = Region(1), Region(2)
+
+
+def none_like(cells: Tensor) -> Tensor:
+    """An empty set of the shape of `cells`."""
+    return torch.zeros_like(cells, dtype=torch.bool)

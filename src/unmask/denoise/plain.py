@@ -1,0 +1,90 @@
+"""A transformer as a denoiser: pack the queried cells, run them once, return logits where they are needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unmask.decode import Canvas, Draft
+from unmask.models.kv import KVPool
+from unmask.models.transformer import Transformer
+
+
+class Plain:
+    """(canvas, query, need) -> Draft over one model and one K/V pool addressed by `canvas.slot`.
+
+    `cached=False` keeps no keys and values: each forward attends to the cells it computes. Where logits are shifted the
+    cell before each needed one is computed too, so that no logit is guessed.
+    """
+
+    def __init__(self, model: Transformer, *, slots: int, length: int, cached: bool = True) -> None:
+        c = self.config = model.config
+        if length > c.max_positions:
+            raise ValueError(f"{length} cells do not fit into the model's {c.max_positions} positions")
+        self.model, self.length = model, length
+        device = model.embed.weight.device
+        self.pool = KVPool(c, slots, length, dtype=model.dtype, device=device) if cached else None
+        banned = [*range(c.token_count, c.vocab_size), *([c.mask_id] if 0 <= c.mask_id < c.token_count else [])]
+        self.banned = torch.tensor(banned, dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
+        compute, fresh = self._reach(query, need)
+        live = compute.any(1)
+        rows = None if bool(live.all()) else live.nonzero()[:, 0]
+        logits = self._forward(
+            canvas if rows is None else canvas[rows], *(t if rows is None else t[rows] for t in (compute, fresh))
+        )
+        if len(self.banned):
+            logits.index_fill_(1, self.banned, -torch.inf)
+        return Draft(compute, fresh, logits)
+
+    def _reach(self, query: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
+        """(cells to compute, cells whose logits that gives), both [B, L]."""
+        if not self.config.shift:
+            return query, query & need
+        wanted = query & need
+        compute = query.clone()
+        compute[:, :-1] |= wanted[:, 1:]
+        fresh = torch.zeros_like(need)
+        fresh[:, 1:] = need[:, 1:] & compute[:, :-1]
+        return compute, fresh
+
+    def _forward(self, canvas: Canvas, compute: Tensor, fresh: Tensor) -> Tensor:
+        """Logits [N, V] of the fresh cells in row-major order."""
+        index, real = pack(compute)
+        tokens = canvas.tokens.gather(1, index)
+        kv = None
+        if self.pool is not None:
+            length = compute.shape[1]
+            kv = self.pool.at(
+                canvas.slot, index if real is None else index.masked_fill(~real, self.pool.length), length
+            )
+        source = fresh.nonzero()
+        column = source[:, 1] - int(self.config.shift)
+        place = compute.long().cumsum(1) - 1
+        need = source[:, 0] * index.shape[1] + place[source[:, 0], column]
+        return self.model(tokens, index, kv=kv, visible=self._visible(canvas, compute, index, real), need=need)
+
+    def _visible(self, canvas: Canvas, compute: Tensor, index: Tensor, real: Tensor | None) -> Tensor | None:
+        """[B, 1, Q, K] bool, or None where every query sees every key."""
+        if self.pool is None:
+            keys, position = real, index
+        else:
+            known = compute | (canvas.cached_at >= 0) & canvas.valid
+            keys, position = (None if bool(known.all()) else known), canvas.position.expand_as(compute)
+        allowed = self.config.layout.visible(index, position, canvas.origin)
+        if keys is None:
+            return None if allowed is None else allowed[:, None]
+        seen = keys[:, None, None, :]
+        return seen.expand(-1, 1, index.shape[1], -1) if allowed is None else seen & allowed[:, None]
+
+
+def pack(cells: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Columns of the set cells [B, Q], padded to the widest row, and which of them are real (None: all)."""
+    if len(cells) == 1:
+        return cells.nonzero()[:, 1][None], None
+    count = cells.sum(1)
+    width = int(count.max())
+    index = cells.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+    return index, None if bool((count == width).all()) else cells.gather(1, index)
