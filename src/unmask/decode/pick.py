@@ -38,7 +38,7 @@ def rank(canvas: Canvas, draft: Draft, among: Tensor, by: str = "score") -> Tens
 def group_rank(place: Tensor, group: Tensor) -> Tensor:
     """[B, L]: the place within the cell's own group, for places and group numbers [B, L]."""
     order = place.argsort(1)
-    order = order.gather(1, group.gather(1, order).argsort(1, stable=True))
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
     sorted_group = group.gather(1, order)
     column = torch.arange(group.shape[1]).expand_as(group)
     starts = torch.ones_like(group, dtype=torch.bool)
