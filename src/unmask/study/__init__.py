@@ -1,0 +1,1 @@
+"""Evidence: measurements that carry their provenance."""
