@@ -53,7 +53,7 @@ class Plain:
     def _forward(self, canvas: Canvas, compute: Tensor, fresh: Tensor) -> Tensor:
         """Logits [N, V] of the fresh cells in row-major order."""
         index, real = pack(compute)
-        tokens = canvas.tokens.gather(1, index)
+        tokens = canvas.tokens.gather(1, index).clamp(min=0)  # the packing of a causal row may name undecided cells
         kv = None
         if self.pool is not None:
             length = compute.shape[1]

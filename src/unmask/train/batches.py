@@ -37,6 +37,13 @@ BUCKETS = (
 )
 
 
+MIXTURES: dict[str, tuple[float, ...]] = {
+    "even": tuple(b.share for b in BUCKETS),
+    "short": (0.46, 0.10, 0.06, 0.06, 0.26, 0.03, 0.02, 0.01),
+}
+"""Shares of the steps by bucket: `short` spends two thirds of the tokens on single problems and single restaurants."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """tokens [B, P + R]: prompt right-aligned at column P, response padded with EOS; `valid` is False on the prompt's padding."""
@@ -66,11 +73,12 @@ class Mixture:
     seed: int
     tokens: int = 4608
     buckets: tuple[Bucket, ...] = BUCKETS
+    shares: str = "even"
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
         r = random.Random(f"unmask-batch-{self.seed}-{step}")
-        bucket = r.choices(self.buckets, [b.share for b in self.buckets])[0]
+        bucket = r.choices(self.buckets, MIXTURES[self.shares])[0]
         count = max(4, self.tokens // (bucket.prompt + bucket.response))
         pairs = self._pairs(bucket, r.randrange(2**60))
         prompts, responses = [], []

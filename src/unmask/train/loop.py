@@ -34,6 +34,7 @@ class TrainConfig:
     adam_lr: float = 0.001
     decay: float = 0.7
     tokens_per_step: int = 4608
+    mixture: Literal["even", "short"] = "even"
     d_model: int = 192
     layers: int = 6
     heads: int = 3
@@ -83,7 +84,8 @@ class Trainer:
     """One run in one folder: `checkpoint.pt` (latest), `log.jsonl`, `kept-*.pt`."""
 
     def __init__(self, config: TrainConfig, mixture: Mixture, folder: Path) -> None:
-        self.config, self.mixture, self.folder = config, mixture, Path(folder)
+        self.config, self.folder = config, Path(folder)
+        self.mixture = replace(mixture, seed=config.seed, tokens=config.tokens_per_step, shares=config.mixture)
         self.model = Transformer(config.model(mixture.tokenizer.get_vocab_size())).initialise(config.seed)
         self.optimizers = optim.build(self.model, config.muon_lr, config.adam_lr)
         self.step = self.tokens = 0

@@ -1,0 +1,87 @@
+"""Decoded accuracy of a model on the embedded tasks, by recipe, with the ledger beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from unmask.decode import Canvas, Ledger, Recipe, decode, ended, useful
+from unmask.denoise import Plain
+from unmask.models.transformer import Transformer
+from unmask.study.tasks import Task
+from unmask.train.vocabulary import SEP
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task under one recipe: mean scores, totals of the ledger, and a row for each item."""
+
+    task: str
+    recipe: str
+    scores: dict[str, float]
+    forwards: float
+    """NFE a row, mean."""
+    tokens_per_forward: float
+    rows: tuple[dict[str, Any], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without the rows."""
+        return {"task": self.task, "recipe": self.recipe, **self.scores, "forwards": self.forwards, "tokens_per_forward": self.tokens_per_forward}
+
+
+def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **settings: Any) -> Recipe:
+    """A named recipe fitted to a response of `length` cells, ending at a settled EOS; `ar` for a causal model."""
+    from unmask import recipes
+
+    known = recipes.entry("ar" if model.config.autoregressive else name).defaults
+    wanted = {"block": min(block or 32, length), "steps": length, **settings}
+    recipe = recipes.get("ar" if model.config.autoregressive else name, **{k: v for k, v in wanted.items() if k in known})
+    return recipe if model.config.autoregressive else replace(recipe, stop=recipe.stop | ended)
+
+
+def respond(model: Transformer, recipe: Recipe, prompts: Sequence[Sequence[int]], length: int) -> tuple[Canvas, Ledger]:
+    """Decode one batch of token prompts (each ending in the separator)."""
+    c = model.config
+    canvas = Canvas.new(prompts, length, mask_id=c.mask_id, eos=c.eos_ids)
+    denoise = Plain(model, slots=len(prompts), length=canvas.tokens.shape[1], cached=recipe.cached)
+    ledger = Ledger()
+    for canvas, event in decode(denoise, recipe, canvas):  # noqa: B020
+        ledger.update(canvas, event)
+    return canvas, ledger
+
+
+def run(model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, batch: int = 32) -> Iterator[dict[str, Any]]:
+    """A row for each item of the task, in order of prompt length (close lengths share a batch)."""
+    tokenizer.encode_special_tokens = True
+    prompts = [[*e.ids, SEP] for e in tokenizer.encode_batch([i.prompt for i in task.items])]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for at in range(0, len(order), batch):
+        picked = order[at : at + batch]
+        canvas, ledger = respond(model, recipe, [prompts[i] for i in picked], task.length)
+        report, keep = ledger.report(), useful(canvas)
+        for row, i in enumerate(picked):
+            text = tokenizer.decode(canvas.tokens[row][keep[row]].tolist())
+            item = task.items[i]
+            yield {
+                "item": i,
+                "prompt": item.prompt,
+                "text": text,
+                "gold": item.gold,
+                **item.score(text),
+                "forwards": report.exit_steps[row],
+                "tokens": int(keep[row].sum()),
+            }
+
+
+@torch.inference_mode()
+def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, name: str = "", batch: int = 32) -> Result:
+    """Decode a whole task and average."""
+    rows = sorted(run(model, tokenizer, task, recipe, batch=batch), key=lambda r: r["item"])
+    scores = {k: sum(r[k] for r in rows) / len(rows) for k in ("right", "exact", "doubled") if k in rows[0]}
+    forwards = sum(r["forwards"] for r in rows)
+    tokens = sum(r["tokens"] for r in rows)
+    return Result(task.name, name or recipe.name, scores, forwards / len(rows), tokens / max(1, forwards), tuple(rows))
