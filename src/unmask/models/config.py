@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,24 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rotary scaling: waves longer than `original / low` positions are slowed by `factor`, those shorter than
+    `original / high` are kept, and between the two the rate is interpolated (Llama 3 herd of models, 2024).
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+    def apply(self, frequency: Tensor) -> Tensor:
+        """Scaled angular frequencies, of the shape given."""
+        turns = frequency * (self.original / (2 * math.pi))
+        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decoder-only transformer and the conventions its weights were trained with.
 
@@ -69,6 +88,7 @@ class ModelConfig:
     bos_id: int = -1
     token_count: int = 0
     family: str = "unmask"
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for name, default in (

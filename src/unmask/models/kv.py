@@ -11,9 +11,9 @@ from unmask.models.config import ModelConfig
 
 
 class KVPool:
-    """Keys and values of `slots` rows of up to `length` positions, one tensor [layers, 2, slots, kv_heads, length + 1, head_dim].
+    """Keys and values of `slots` rows of up to `length` positions.
 
-    The last position is a bin: padded queries of a ragged batch write there and nobody reads it.
+    One tensor [layers, 2, slots, kv_heads, length + 1, head_dim]. The last position is a bin: padded queries of a ragged batch write there and nobody reads it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KVView:
     """The written positions as a slice, where the batch is one row and they are contiguous."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v [B, kv_heads, Q, head_dim] and return everything readable, [B, kv_heads, length, head_dim] each."""
+        """Store k, v [B, kv_heads, Q, head_dim] and return what can be read, [B, kv_heads, length, head_dim] each."""
         pool = self.data[layer]
         if self.window is not None and self.span is not None:
             pool[0, self.span, :, self.window] = k
