@@ -1,0 +1,256 @@
+"""What a caller may ask of `generate`, under the names of many libraries, and the recipe that it comes to."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from unmask import recipes
+from unmask.decode import Budget, Recipe, ended, everything, finished, parse
+from unmask.decode.algebra import Rule
+from unmask.decode.blocks import Blocks, Quota, Settled
+from unmask.decode.pick import DreamQuota, Leftmost, Scattered
+from unmask.decode.where import Dirty, Ended, Frontier
+from unmask.errors import UserError, suggest
+from unmask.models.config import ModelConfig
+
+RecipeLike = Recipe | str | Path | None
+BLOCK = 32
+"""Cells of a block where none is asked for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One generation's settings under their canonical names; None leaves the choice to the recipe or the model."""
+
+    recipe: RecipeLike = None
+    length: int | None = None
+    block: int | None = None
+    steps: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    by: str | None = None
+    eps: float | None = None
+    cache: str | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind, least in (("length", int, 1), ("block", int, 1), ("steps", int, 1), ("seed", int, None)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not kind or (least is not None and value < least)):
+                bound = "" if least is None else f" of at least {least}"
+                raise UserError(f"{name} must be a whole number{bound}, not {value!r}")
+        for name in ("threshold", "factor", "temperature", "eps"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+                raise UserError(f"{name} must be a number >= 0, not {value!r}")
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The settings that are the recipe's, those given only."""
+        names = ("block", "steps", "threshold", "factor", "by", "eps")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name of a setting; `values` translates what the other library calls its values."""
+
+    setting: str
+    values: Mapping[Any, Mapping[str, Any]] | None = None
+
+
+_REMASKING = {"low_confidence": {"by": "score"}, "random": {"by": "random"}}
+_ALG = {
+    "maskgit_plus": {"recipe": "dream", "by": "score"},
+    "entropy": {"recipe": "dream", "by": "entropy"},
+    "topk_margin": {"recipe": "dream", "by": "margin"},
+    "origin": {"recipe": "dream-origin"},
+    "confidence_threshold": {"recipe": "threshold"},
+}
+
+ALIASES: dict[str, Alias] = {
+    "max_new_tokens": Alias("length"),  # transformers, Dream
+    "gen_length": Alias("length"),  # LLaDA
+    "block_length": Alias("block"),  # LLaDA, Fast-dLLM
+    "block_size": Alias("block"),  # D2F
+    "diffusion_steps": Alias("steps"),
+    "num_steps": Alias("steps"),
+    "confidence_threshold": Alias("threshold"),
+    "remasking": Alias("by", _REMASKING),  # LLaDA
+    "alg": Alias("by", _ALG),  # Dream
+    "do_sample": Alias("temperature", {False: {"temperature": 0.0}, True: {}, None: {}}),  # transformers
+    "use_cache": Alias("cache", {False: {}, True: {"cache": "prefix"}, None: {}}),  # Fast-dLLM
+    "dual_cache": Alias("cache", {False: {}, True: {"cache": "dual"}, None: {}}),  # Fast-dLLM
+}
+"""Every other name of a setting, from the published loops and from transformers' `generate`."""
+
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "cfg_scale": ((0, None), "classifier-free guidance is not implemented; leave it out"),
+    "cfg": ((0, None), "classifier-free guidance is not implemented; leave it out"),
+    "alg_temp": ((0, None), "noise on the order of commits is not implemented; use temperature, or alg='origin'"),
+    "num_beams": ((1, None), "a canvas is not written by beams; use temperature and several seeds"),
+    "num_return_sequences": ((1, None), "pass a list of prompts and each has its own seed"),
+    "repetition_penalty": ((1, None), "it is not implemented; leave it out"),
+    "output_history": ((False, None), "pass on_step to see every canvas"),
+}
+"""Names that are understood but only at values that change nothing, and why."""
+
+
+def resolve(given: Mapping[str, Any], aliases: Mapping[str, Any], *, mask_id: int = -1) -> Settings:
+    """Settings from canonical names and from `aliases`; an unknown, refused or contradicting one is a UserError."""
+    said = {name: value for name, value in given.items() if value is not None}
+    for name, value in aliases.items():
+        for setting, meant in _meaning(name, value, mask_id).items():
+            if said.get(setting, meant) != meant and not (name == "dual_cache" and said[setting] == "prefix"):
+                raise UserError(f"{name}={value!r} and {setting}={said[setting]!r} contradict each other; give one")
+            said[setting] = meant
+    if aliases.get("do_sample"):
+        said.setdefault("temperature", 1.0)
+    return Settings(**said)
+
+
+def _meaning(name: str, value: Any, mask_id: int) -> Mapping[str, Any]:
+    """What an alias says in canonical names."""
+    if name == "mask_id":
+        if value not in (None, mask_id):
+            raise UserError(f"mask_id is the model's own, {mask_id}, and cannot be {value!r}; leave it out")
+        return {}
+    if name in REFUSED:
+        harmless, reason = REFUSED[name]
+        if value not in harmless:
+            raise UserError(f"{name}={value!r} is refused: {reason}")
+        return {}
+    if name not in ALIASES:
+        canonical = [f.name for f in fields(Settings)]
+        raise suggest(name, [*canonical, *ALIASES, *REFUSED, "mask_id", "streamer", "on_step", "suffix"], "setting")
+    alias = ALIASES[name]
+    if alias.values is None:
+        return {} if value is None else {alias.setting: value}
+    if value not in alias.values:
+        raise suggest(str(value), map(str, alias.values), f"value of {name}")
+    return alias.values[value]
+
+
+def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
+    """The recipe for a response of `length` cells, checked against the model; UserError with the reason if refused."""
+    if settings.block is not None and settings.block > length:
+        raise UserError(
+            f"a block of {settings.block} cells does not fit into a response of {length}; use --block <= {length}"
+        )
+    named = settings.recipe if settings.recipe is not None else default_name(settings, model)
+    recipe = named if isinstance(named, Recipe) else _read(str(named), settings, length)
+    if isinstance(named, Recipe) and settings.rules:
+        raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; a Recipe already holds its own")
+    check(recipe, model, length)
+    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget) for r in recipe.stop.walk())
+    return recipe if open_end else replace(recipe, stop=recipe.stop | ended)
+
+
+def default_name(settings: Settings, model: ModelConfig) -> str:
+    """The recipe that the settings ask for without naming one."""
+    if model.autoregressive:
+        return "ar"
+    if settings.factor is not None:
+        return f"{settings.cache}-factor" if settings.cache else "factor"
+    if settings.threshold is None and (settings.steps is not None or settings.by is not None):
+        return f"{settings.cache}-quota" if settings.cache else "llada"
+    if settings.threshold is None and model.layout.kind == "block":
+        return "d2f"
+    return settings.cache or "threshold"
+
+
+def _read(text: str, settings: Settings, length: int) -> Recipe:
+    """A recipe by name, from a TOML file, or from an expression."""
+    if re.fullmatch(r"[\w-]+", text):
+        return recipes.get(text, **_fitted(recipes.entry(text).defaults, settings, length))
+    if text.endswith(".toml"):
+        return _from_file(Path(text), settings, length)
+    if settings.rules:
+        raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; write them into the expression")
+    return from_expression(text)
+
+
+def _fitted(defaults: Mapping[str, Any], settings: Settings, length: int) -> dict[str, Any]:
+    """The settings given, and those that follow from the length: blocks of at most its size, one cell a step."""
+    derived = {"block": min(BLOCK, length), "steps": length}
+    return {**{k: v for k, v in derived.items() if k in defaults}, **settings.rules}
+
+
+def _from_file(path: Path, settings: Settings, length: int) -> Recipe:
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        defaults = tomllib.loads(text).get("defaults", {})
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not a recipe file: {error}") from None
+    for name in settings.rules:
+        if name not in defaults:
+            raise suggest(name, defaults, f"setting of recipe {path.name!r}")
+    return Recipe.from_toml(text, **_fitted(defaults, settings, length))
+
+
+def from_expression(text: str) -> Recipe:
+    """`Recipe(query=..., unmask=..., ...)` as a recipe prints itself, or an `unmask` rule alone, without a cache."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        tree = None
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Recipe":
+        parts = {k.arg: parse(ast.unparse(k.value)) for k in tree.keywords if k.arg}
+        if tree.args or set(parts) - {"query", "unmask", "remask", "stop"} or not {"query", "unmask"} <= set(parts):
+            raise UserError(f"a recipe is Recipe(query=..., unmask=..., remask=..., stop=...), not {text!r}")
+        return Recipe(**parts)  # type: ignore[arg-type]
+    return Recipe(everything, parse(text))  # type: ignore[arg-type]
+
+
+def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
+    """UserError with the reason where a recipe and a model, or a recipe and a length, do not go together."""
+    rules = [r for part in (recipe.query, recipe.unmask, recipe.remask, recipe.stop) if part for r in part.walk()]
+    name = repr(recipe.name) if recipe.name else repr(recipe)
+    if model.autoregressive and not isinstance(recipe.unmask, Leftmost):
+        raise UserError(f"recipe {name} fills cells in any order, and this model is autoregressive; use recipe 'ar'")
+    if not model.autoregressive and _causal(recipe.query):
+        raise UserError(
+            f"recipe {name} computes a cell once and reads what follows it, which only a causal model can; "
+            "use 'threshold', or 'prefix' or 'dual' for a cache"
+        )
+    if model.layout.kind == "full" and any(isinstance(r, Settled) for r in recipe.query.walk()):
+        raise UserError(
+            f"recipe {name} keeps finished blocks exactly, and in this model they attend to what follows them; "
+            "use 'prefix', 'dual' or 'freecache', or a block-causal model"
+        )
+    _check_blocks(rules, model, length)
+
+
+def _check_blocks(rules: list[Rule], model: ModelConfig, length: int) -> None:
+    for rule in rules:
+        if isinstance(rule, Blocks) and rule.size > length:
+            raise UserError(f"a block of {rule.size} cells does not fit into a response of {length}")
+        if isinstance(rule, Settled) and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
+            raise UserError(f"this model attends in blocks of {model.layout.size} cells; use that as the block")
+        if isinstance(rule, Quota) and rule.steps < (count := -(-length // rule.blocks.size)):
+            raise UserError(
+                f"{rule.steps} steps are fewer than the {count} blocks of {rule.blocks.size}; use at least {count}"
+            )
+
+
+def _causal(query: Rule) -> bool:
+    """Does the query name nothing but decided cells (and the frontier)?"""
+    leaves = [r for r in query.walk() if not r.parts]
+    return all(isinstance(r, Dirty | Frontier) for r in leaves)
+
+
+def shaped(recipe: Recipe) -> bool:
+    """Does the published sampler read its confidence after temperature and filters (Dream)?"""
+    return any(isinstance(r, DreamQuota | Scattered) for r in recipe.unmask.walk())

@@ -1,0 +1,39 @@
+"""The embedded pair: a small masked dLLM and its autoregressive twin, shipped inside the package with their cards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UserError, suggest
+
+NAMES = ("dllm", "twin")
+"""The embedded models; the first is the default."""
+
+
+def path(name: str = NAMES[0]) -> Path:
+    """The directory of an embedded model; UserError for an unknown name, or if the installation lacks its weights."""
+    if name not in NAMES:
+        raise suggest(name, NAMES, "embedded model")
+    found = Path(__file__).parent / name
+    if not (found / "config.json").is_file():
+        raise UserError(f"the embedded model {name!r} is missing from this installation; reinstall unmask")
+    return found
+
+
+def card(name: str = NAMES[0]) -> dict[str, Any]:
+    """What is known about an embedded model: how it was trained and how well it does, as measured."""
+    file = path(name) / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def length(prompt: str) -> int:
+    """How many cells the pair was trained to answer this prompt with: by its task and its number of questions."""
+    from unmask.train.batches import BUCKETS
+
+    task = "restaurants" if re.search(r"\w\[", prompt) else "problems"
+    items = max(1, len(re.findall(r"\bQ[1-8]\b", prompt)))
+    fitting = [b for b in BUCKETS if b.task == task]
+    return next((b for b in fitting if max(b.items) >= items), fitting[-1]).response
