@@ -24,6 +24,7 @@ from unmask.decode.where import (
     first_step,
     frontier,
     masked,
+    prefix,
     response,
     thinking,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "leftmost",
     "masked",
     "parse",
+    "prefix",
     "response",
     "scattered",
     "step",

@@ -44,8 +44,8 @@ class Rule(ABC):
     """What all rules share: a printable form, and what they must be shown."""
 
     _name = ""
-    _binds = 4
-    """How tightly the printed form binds: 1 |, 2 &, 3 >>, 4 everything else."""
+    _binds = 5
+    """How tightly the printed form binds: 1 |, 2 &, 3 >>, 4 ~, 5 everything else."""
 
     def __repr__(self) -> str:
         if isinstance(TERMS.get(self._name), Rule):
@@ -91,6 +91,8 @@ class Where(Rule):
     """Does it hold an undecided cell of every row that has one and is to go on?"""
     optional = False
     """May a row end with these cells undecided (under the stop that knows them)?"""
+    decided = False
+    """Does it hold no undecided cell?"""
 
     @abstractmethod
     def __call__(self, canvas: Canvas) -> Tensor: ...
@@ -136,6 +138,8 @@ class Rows(Rule):
     """A condition on rows: (canvas, draft) -> [B] bool. `drafted` ones need the draft."""
 
     drafted = False
+    always = False
+    """As a stop: does it hold for every row without undecided cells?"""
 
     @abstractmethod
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor: ...
@@ -172,13 +176,15 @@ class _And(_Binary):
 
 
 class _Not(Rule):
+    _binds = 4
+
     def __repr__(self) -> str:
         return f"~{self.inside(self.parts[0], 4)}"
 
 
 class _When(Rule):
     def __repr__(self) -> str:
-        return f"{self.inside(self.parts[0], 4)}.when({self.parts[1]!r})"
+        return f"{self.inside(self.parts[0], 5)}.when({self.parts[1]!r})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,7 +219,7 @@ class WhereNot(_Not, Where):
 
     @property
     def always(self) -> bool:  # type: ignore[override]
-        return self.rule.optional
+        return self.rule.optional or self.rule.decided
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return ~self.rule(canvas)
@@ -296,6 +302,10 @@ class RowsOr(_Or, Rows):
     def drafted(self) -> bool:  # type: ignore[override]
         return self.left.drafted or self.right.drafted
 
+    @property
+    def always(self) -> bool:  # type: ignore[override]
+        return self.left.always or self.right.always
+
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return self.left(canvas, draft) | self.right(canvas, draft)
 
@@ -308,6 +318,10 @@ class RowsAnd(_And, Rows):
     @property
     def drafted(self) -> bool:  # type: ignore[override]
         return self.left.drafted or self.right.drafted
+
+    @property
+    def always(self) -> bool:  # type: ignore[override]
+        return self.left.always and self.right.always
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return self.left(canvas, draft) & self.right(canvas, draft)

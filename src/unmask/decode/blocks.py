@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.decode.algebra import Pick, Rows, Where, term
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
-from unmask.decode.pick import rank
+from unmask.decode.pick import check, rank
 
 _NOWHERE = 1 << 30
 
@@ -142,12 +142,13 @@ class Settled(Where):
     """The prompt, then blocks, as long as everything is decided and its key and value are of the decided tokens."""
 
     blocks: Blocks
+    decided = True
 
     def __repr__(self) -> str:
         return f"{self.blocks!r}.settled"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        prompt = ~((self.blocks.ids(canvas) < 0) & canvas.dirty).any(1)
+        prompt = ~((self.blocks.ids(canvas) < 0) & (canvas.dirty | canvas.masked)).any(1)
         clean = self.blocks.share(canvas, ~canvas.masked & ~canvas.dirty) == 1
         return self.blocks.spread(canvas, clean.cumprod(1).bool() & prompt[:, None], prompt=prompt)
 
@@ -163,8 +164,7 @@ class Quota(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a schedule needs at least one step, not {self.steps}")
+        check(self.by, self.steps)
 
     def __repr__(self) -> str:
         return f"{self.blocks!r}.quota({self.steps}{'' if self.by == 'score' else f', by={self.by!r}'})"

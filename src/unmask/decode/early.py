@@ -90,6 +90,10 @@ class Sure(Rows):
     clock: Quota | None = None
     drafted = True
 
+    def __post_init__(self) -> None:
+        if self.criterion not in ("gap", "score", "margin"):
+            raise ValueError(f"cannot be sure by {self.criterion!r}; known: gap, score, margin")
+
     def reads(self, canvas: Canvas) -> Tensor:
         return self.where(canvas)
 

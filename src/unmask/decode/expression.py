@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Rule:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise UserError(f"cannot read {text.strip()!r}: {error.msg} at column {error.offset}") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise UserError(f"cannot read {text[:40]!r}...: nested too deeply, or not text") from None
     rule = _Reader(text.strip(), names or {}).read(tree.body)
     if not isinstance(rule, Rule):
         raise UserError(f"{text.strip()!r} is {rule!r}, not a rule")
@@ -39,7 +42,7 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Rule:
 
 class _Reader:
     def __init__(self, text: str, names: Mapping[str, Any]) -> None:
-        self.text, self.names = text, {**TERMS, **names}
+        self.text, self.names = text, {"inf": math.inf, **TERMS, **names}
 
     def fail(self, node: ast.expr, message: str) -> UserError:
         return UserError(f"{message} at column {node.col_offset + 1} of {self.text!r}")
@@ -90,7 +93,9 @@ class _Reader:
         if isinstance(function, Rule) or not callable(function):
             raise self.fail(node, f"{function!r} takes no arguments")
         positional = [self.read(a) for a in node.args]
-        named = {k.arg: self.read(k.value) for k in node.keywords if k.arg}
+        if any(k.arg is None for k in node.keywords):
+            raise self.fail(node, "** is not part of the language")
+        named = {str(k.arg): self.read(k.value) for k in node.keywords}
         try:
             return function(*positional, **named)
         except (TypeError, ValueError, AttributeError) as error:

@@ -47,9 +47,12 @@ def group_rank(place: Tensor, group: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, column - first)
 
 
-def _check(by: str) -> None:
+def check(by: str, steps: int = 1) -> None:
+    """ValueError for a confidence that does not exist or a schedule without steps."""
     if by not in CONFIDENCE:
         raise ValueError(f"cannot rank by {by!r}; known: {', '.join(CONFIDENCE)}")
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least one step, not {steps}")
 
 
 @term("confident")
@@ -76,7 +79,7 @@ class Best(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        _check(self.by)
+        check(self.by)
         if self.k < 1:
             raise ValueError(f"best needs k >= 1, not {self.k}")
 
@@ -97,6 +100,10 @@ class Leftmost(Pick):
 
     k: int = 1
     always = True
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"leftmost needs k >= 1, not {self.k}")
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         return among & (among.cumsum(1) <= self.k)
@@ -139,7 +146,7 @@ class EntropyBounded(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        _check(self.by)
+        check(self.by)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         place = rank(canvas, draft, among, self.by)
@@ -176,7 +183,7 @@ class DreamQuota(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        _check(self.by)
+        check(self.by, self.steps)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         total = (canvas.valid & ~canvas.given).sum(1).tolist()
@@ -205,6 +212,9 @@ class Scattered(Pick):
     steps: int
     eps: float = 1e-3
     always = True
+
+    def __post_init__(self) -> None:
+        check("random", self.steps)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         time = torch.linspace(1, self.eps, self.steps + 1)

@@ -14,7 +14,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.early import Sure
 from unmask.decode.expression import parse
-from unmask.decode.where import Budget, Everything, Filled, Finished
+from unmask.decode.where import Budget, Dirty, Everything, Filled, Finished
 from unmask.errors import UserError
 
 PARTS = ("query", "unmask", "remask", "stop")
@@ -46,6 +46,10 @@ class Recipe:
         self._refuse()
 
     def _refuse(self) -> None:
+        if not (self.query.always or any(isinstance(r, Dirty) for r in self.query.walk())):
+            raise UserError(f"{self.query!r} may compute no undecided cell and never end; add `| masked`")
+        if not self.stop.always:
+            raise UserError(f"{self.stop!r} may hold of no full row; add `| filled`")
         if not self.unmask.always:
             raise UserError(f"{self.unmask!r} may commit nothing and never end; add `| best(1)`")
         if any(isinstance(r, Where) and r.optional for r in self.unmask.walk()) and not isinstance(self.stop, Finished):

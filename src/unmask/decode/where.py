@@ -34,10 +34,23 @@ class Masked(Where):
 
 @dataclass(frozen=True, repr=False)
 class Dirty(Where):
-    """Decided cells whose cached key and value are missing or of another token. As a query it is the exact causal cache."""
+    """Decided cells whose cached key and value are missing or of another token."""
+
+    decided = True
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.dirty
+
+
+@dataclass(frozen=True, repr=False)
+class Prefix(Where):
+    """The cells before the row's first undecided one. The query `dirty & prefix` is the exact causal cache: a given cell
+    behind a hole is computed once the hole is filled."""
+
+    decided = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        return canvas.valid & (canvas.position < canvas.first(canvas.masked)[:, None])
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,6 +88,10 @@ class Every(Rows):
 
     n: int
 
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"a refresh comes every n >= 1 steps, not {self.n}")
+
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return canvas.step % self.n == 0
 
@@ -83,6 +100,8 @@ class Every(Rows):
 class Filled(Rows):
     """As a stop: no cell is undecided."""
 
+    always = True
+
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return ~canvas.masked.any(1)
 
@@ -90,6 +109,8 @@ class Filled(Rows):
 @dataclass(frozen=True, repr=False)
 class Finished(Rows):
     """As a stop: no cell is undecided but abandoned ones."""
+
+    always = True
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return ~(canvas.masked & ~abandoned(canvas)).any(1)
@@ -127,9 +148,7 @@ class Region(Where):
 
 @dataclass(frozen=True, repr=False)
 class Response(Where):
-    """The cells from the row's origin on."""
-
-    always = True
+    """The cells from the row's origin on; a hole may lie before it."""
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.valid & (canvas.position >= canvas.origin[:, None])
@@ -138,6 +157,7 @@ class Response(Where):
 everything = ready("everything", Everything())
 masked = ready("masked", Masked())
 dirty = ready("dirty", Dirty())
+prefix = ready("prefix", Prefix())
 frontier = ready("frontier", Frontier())
 abandoned = ready("abandoned", Abandoned())
 response = ready("response", Response())
