@@ -30,7 +30,13 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Without the rows."""
-        return {"task": self.task, "recipe": self.recipe, **self.scores, "forwards": self.forwards, "tokens_per_forward": self.tokens_per_forward}
+        return {
+            "task": self.task,
+            "recipe": self.recipe,
+            **self.scores,
+            "forwards": self.forwards,
+            "tokens_per_forward": self.tokens_per_forward,
+        }
 
 
 def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **settings: Any) -> Recipe:
@@ -39,7 +45,9 @@ def recipe_for(model: Transformer, name: str, length: int, *, block: int | None 
 
     known = recipes.entry("ar" if model.config.autoregressive else name).defaults
     wanted = {"block": min(block or 32, length), "steps": length, **settings}
-    recipe = recipes.get("ar" if model.config.autoregressive else name, **{k: v for k, v in wanted.items() if k in known})
+    recipe = recipes.get(
+        "ar" if model.config.autoregressive else name, **{k: v for k, v in wanted.items() if k in known}
+    )
     return recipe if model.config.autoregressive else replace(recipe, stop=recipe.stop | ended)
 
 
@@ -54,7 +62,9 @@ def respond(model: Transformer, recipe: Recipe, prompts: Sequence[Sequence[int]]
     return canvas, ledger
 
 
-def run(model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, batch: int = 32) -> Iterator[dict[str, Any]]:
+def run(
+    model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, batch: int = 32
+) -> Iterator[dict[str, Any]]:
     """A row for each item of the task, in order of prompt length (close lengths share a batch)."""
     tokenizer.encode_special_tokens = True
     prompts = [[*e.ids, SEP] for e in tokenizer.encode_batch([i.prompt for i in task.items])]
@@ -78,7 +88,9 @@ def run(model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *,
 
 
 @torch.inference_mode()
-def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, name: str = "", batch: int = 32) -> Result:
+def evaluate(
+    model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, name: str = "", batch: int = 32
+) -> Result:
     """Decode a whole task and average."""
     rows = sorted(run(model, tokenizer, task, recipe, batch=batch), key=lambda r: r["item"])
     scores = {k: sum(r[k] for r in rows) / len(rows) for k in ("right", "exact", "doubled") if k in rows[0]}

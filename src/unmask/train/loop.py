@@ -97,7 +97,7 @@ class Trainer:
 
     def start_from(self, path: Path) -> None:
         """Take the weights of another run's checkpoint; its tokens are counted as seen."""
-        state = _read(path)
+        state = read_state(path)
         self.model.load_state_dict(state["model"])
         self.inherited = state["tokens"] + state["inherited"]
         self.history = [
@@ -110,7 +110,7 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return False
-        state = _read(path)
+        state = read_state(path)
         fixed = {
             k: v
             for k, v in asdict(replace(self.config, steps=0, keep=(), save_every=0)).items()
@@ -195,9 +195,11 @@ class Trainer:
                 out.write(json.dumps(asdict(progress)) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, with the path of the run's log beside it."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {**state, "log": str(Path(path).parent / "log.jsonl")}
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except Exception as error:
