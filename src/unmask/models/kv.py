@@ -11,9 +11,9 @@ from unmask.models.config import ModelConfig
 
 
 class KVPool:
-    """Keys and values of `slots` rows of up to `length` positions.
+    """Keys and values of `slots` rows of up to `length` positions: [layers, 2, slots, kv_heads, length + 1, head_dim].
 
-    One tensor [layers, 2, slots, kv_heads, length + 1, head_dim]. The last position is a bin: padded queries of a ragged batch write there and nobody reads it.
+    The last position is a bin: padded queries of a ragged batch write there and nobody reads it.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Tokenizer:
 
     @staticmethod
     def from_directory(path: str | Path) -> Tokenizer:
-        """Read tokenizer.json, or vocab.json + merges.txt (byte-level BPE as in Qwen2); UserError if there is neither."""
+        """Read tokenizer.json, or vocab.json + merges.txt (byte-level BPE as in Qwen2); UserError if none is there."""
         path = Path(path)
         config: dict[str, Any] = {**read_json(path / "special_tokens_map.json", missing={})}
         config |= {k: v for k, v in read_json(path / "tokenizer_config.json", missing={}).items() if v is not None}
