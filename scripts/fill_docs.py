@@ -1,0 +1,167 @@
+"""Write the generated parts of the documentation: what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+`python scripts/fill_docs.py` fills them from the recipes, the rules, the cards of the embedded pair and results/;
+`--check` only says which files are out of date, and tests/test_docs.py does the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unmask import recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = ROOT / "src" / "unmask" / "zoo"
+MARK = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table; bars inside cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def recipe_table() -> str:
+    """Name, what it is, what it is checked against, where it was published."""
+    rows = []
+    for entry in recipes.entries().values():
+        equals = entry.reproduces or "laws only"
+        rows.append([f"`{entry.name}`", entry.title, equals, entry.cite or "common knowledge"])
+    return table(["recipe", "what it is", "checked against", "published in"], rows)
+
+
+def recipe_texts() -> str:
+    """Every recipe with its settings and expressions, as its file says them."""
+    parts = []
+    for entry in recipes.entries().values():
+        settings = ", ".join(f"`{key}` = {json.dumps(value)}" for key, value in entry.defaults.items())
+        body = entry.text[entry.text.index("[let]" if "[let]" in entry.text else "[recipe]") :].strip()
+        facts = [
+            f"{entry.about}",
+            f"Settings: {settings}." if settings else "",
+            entry.cite and f"Source: {entry.cite}.",
+        ]
+        parts.append(f"### {entry.name}\n\n{entry.title}.\n\n" + "\n".join(f for f in facts if f))
+        parts.append(f"```toml\n{body}\n```")
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def rule_table() -> str:
+    """Every word of the rule language, from its class: what kind of rule it is, how it is called, what it says."""
+    from unmask.decode.algebra import TERMS, Pick, Rows, Rule, Where
+    from unmask.decode.early import Schedule
+
+    kinds = {Where: "where", Pick: "pick", Rows: "rows", Schedule: "schedule"}
+    rows = []
+    for name, rule in sorted(TERMS.items()):
+        cls = type(rule) if isinstance(rule, Rule) else rule
+        kind = next(word for base, word in kinds.items() if issubclass(cls, base))
+        call = name if isinstance(rule, Rule) else f"{name}({_parameters(cls)})"
+        rows.append([kind, f"`{call}`", _sentence(cls)])
+    order = list(kinds.values())
+    rows.sort(key=lambda row: order.index(row[0]))
+    return table(["kind", "written", "meaning"], rows)
+
+
+def _parameters(cls: type) -> str:
+    found = inspect.signature(cls).parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in found)
+
+
+def _sentence(thing: Any) -> str:
+    """The first paragraph of a docstring on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+SCORES = {"right": "right", "exact": "whole response exact", "doubled": "texts with a doubled word"}
+RATES = {"forwards": "forwards a response", "tokens_per_forward": "tokens a forward"}
+
+
+def cards() -> str:
+    """What the cards of the embedded pair say of their making and of their evaluation."""
+    found = [json.loads((ZOO / name / "card.json").read_text(encoding="utf-8")) for name in ("dllm", "twin")]
+    return made(found) + "\n" + accuracy(found)
+
+
+def made(found: list[dict[str, Any]]) -> str:
+    """Sizes and training of each model."""
+    rows = []
+    for card in found:
+        tokens = card["trained"]["tokens"] + card["trained"].get("tokens_inherited", 0)
+        kind = "dLLM" if card["kind"] == "dllm" else "twin"
+        rows.append([kind, f"{card['parameters']:,}", f"{tokens:,}", card["trained"]["machine"]])
+    return table(["model", "parameters", "tokens seen", "trained on"], rows)
+
+
+def accuracy(found: list[dict[str, Any]]) -> str:
+    """Decoded accuracy by task and recipe, as `unmask evaluate` wrote it into the cards."""
+    results = [(card["kind"], r) for card in found for r in card["accuracy"]]
+    if not results:
+        return "The evaluation is not in the cards yet.\n"
+    shown = {k: v for k, v in SCORES.items() if any(k in r for _, r in results)}
+    rows = []
+    for kind, r in results:
+        scores = [f"{r[k]:.3f}" if k in r else "" for k in shown]
+        model = "dLLM" if kind == "dllm" else "twin"
+        rows.append([r["task"], model, f"`{r['recipe']}`", *scores, *(f"{r[k]:.2f}" for k in RATES)])
+    order = {task: i for i, task in reversed(list(enumerate(row[0] for row in rows)))}
+    rows.sort(key=lambda row: order[row[0]])
+    return table(["task", "model", "recipe", *shown.values(), *RATES.values()], rows)
+
+
+def alias_table() -> str:
+    """Every other name of a setting, the setting it stands for, and how its values are translated."""
+    from unmask.settings import ALIASES, REFUSED
+
+    rows = []
+    for name, alias in ALIASES.items():
+        values = alias.values or {}
+        told = [f"`{v!r}`: {', '.join(f'`{k}={w!r}`' for k, w in m.items())}" for v, m in values.items() if m]
+        rows.append([f"`{name}`", "; ".join(told) or f"`{alias.setting}`"])
+    for name, (harmless, reason) in REFUSED.items():
+        rows.append([f"`{name}`", f"accepted at `{harmless[0]!r}` only: {reason}"])
+    return table(["name", "means"], rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "recipe_table": recipe_table,
+    "recipe_texts": recipe_texts,
+    "rule_table": rule_table,
+    "alias_table": alias_table,
+    "cards": cards,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every marked section written anew."""
+    return MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}{m[3]}", text)
+
+
+def pages() -> list[Path]:
+    """The pages of the documentation."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main(arguments: list[str]) -> int:
+    """Fill every page, or with --check only name those that are out of date; 1 if there is one."""
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = fill(text)
+        if new != text:
+            stale.append(page)
+            if "--check" not in arguments:
+                page.write_text(new, encoding="utf-8")
+    for page in stale:
+        print(f"{page.relative_to(ROOT)}: {'out of date' if '--check' in arguments else 'written'}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
