@@ -37,7 +37,7 @@ class Blocks(Where):
             number = (canvas.position - canvas.origin[:, None]).div(self.size, rounding_mode="floor")
             return number.clamp(min=-1).masked_fill(~canvas.valid, _NOWHERE)
 
-        return canvas.derive((self, "ids"), compute)
+        return canvas.derive((self, "ids"), compute, fixed=True)
 
     def current(self, canvas: Canvas) -> Tensor:
         """[B]: number of the first block with an undecided cell; a huge number where there is none."""

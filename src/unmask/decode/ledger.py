@@ -59,34 +59,45 @@ class Ledger:
 
     def __init__(self) -> None:
         self.began = self.last = time.perf_counter()
-        self.forwards: Tensor | None = None
-        self.computed: list[Tensor] = []
         self.canvas: Canvas | None = None
-        self.seen: Tensor | None = None
-        self.hits: list[Tensor] = []
+        self._recent: list[Tensor] = []
+        self._forwards: Tensor | None = None
+        self._positions = self._hits = 0
+        self._seen: Tensor | None = None
 
     def update(self, canvas: Canvas, event: Step) -> None:
         """Count one step."""
-        live = event.computed.any(1)
-        known = self.seen if self.seen is not None else torch.zeros_like(event.computed)
-        self.forwards = live.long() if self.forwards is None else self.forwards + live
-        self.computed.append(event.computed.sum())
-        self.hits.append((known & ~event.computed & live[:, None]).sum())
-        self.seen = known | event.computed
+        self._recent.append(event.computed)
+        if len(self._recent) == 64:
+            self._fold()
         self.canvas, self.last = canvas, time.perf_counter()
+
+    def _fold(self) -> None:
+        """Add up the steps kept back: 64 at once cost as much as one."""
+        if not self._recent:
+            return
+        computed = torch.stack(self._recent)
+        self._recent = []
+        before = computed[:1] & False if self._seen is None else self._seen[None]
+        seen = torch.cat([before, computed]).cummax(0).values
+        live = computed.any(2)
+        self._forwards = live.sum(0) + (0 if self._forwards is None else self._forwards)
+        self._positions += int(computed.sum())
+        self._hits += int((seen[:-1] & ~computed & live[..., None]).sum())
+        self._seen = seen[-1]
 
     def report(self) -> Report:
         """The totals so far."""
-        if self.canvas is None or self.forwards is None:
+        self._fold()
+        if self.canvas is None or self._forwards is None:
             return Report(0, 0, 0, 0, 0, 0, 0.0, ())
-        own = self.canvas.valid & ~self.canvas.given & ~self.canvas.masked
         return Report(
             rows=len(self.canvas),
-            forwards=int(self.forwards.sum()),
-            positions=int(torch.stack(self.computed).sum()),
-            cache_hits=int(torch.stack(self.hits).sum()),
-            tokens=int(own.sum()),
+            forwards=int(self._forwards.sum()),
+            positions=self._positions,
+            cache_hits=self._hits,
+            tokens=int((self.canvas.valid & ~self.canvas.given & ~self.canvas.masked).sum()),
             useful_tokens=int(useful(self.canvas).sum()),
             seconds=self.last - self.began,
-            exit_steps=tuple(self.forwards.tolist()),
+            exit_steps=tuple(self._forwards.tolist()),
         )

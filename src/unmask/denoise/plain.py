@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.decode import Canvas, Draft
@@ -24,8 +25,10 @@ class Plain:
         self.model, self.length = model, length
         device = model.embed.weight.device
         self.pool = KVPool(c, slots, length, dtype=model.dtype, device=device) if cached else None
-        banned = [*range(c.token_count, c.vocab_size), *([c.mask_id] if 0 <= c.mask_id < c.token_count else [])]
-        self.banned = torch.tensor(banned, dtype=torch.int64, device=device)
+        self.banned = [slice(c.token_count, None)] if c.token_count < c.vocab_size else []
+        """Columns that are never generated: padding of the vocabulary and the mask."""
+        if 0 <= c.mask_id < c.token_count:
+            self.banned.append(slice(c.mask_id, c.mask_id + 1))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
@@ -35,8 +38,8 @@ class Plain:
         logits = self._forward(
             canvas if rows is None else canvas[rows], *(t if rows is None else t[rows] for t in (compute, fresh))
         )
-        if len(self.banned):
-            logits.index_fill_(1, self.banned, -torch.inf)
+        for column in self.banned:
+            logits[:, column] = -torch.inf
         return Draft(compute, fresh, logits)
 
     def _reach(self, query: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,10 +63,8 @@ class Plain:
             kv = self.pool.at(
                 canvas.slot, index if real is None else index.masked_fill(~real, self.pool.length), length
             )
-        source = fresh.nonzero()
-        column = source[:, 1] - int(self.config.shift)
-        place = compute.long().cumsum(1) - 1
-        need = source[:, 0] * index.shape[1] + place[source[:, 0], column]
+        source = F.pad(fresh[:, 1:], (0, 1)) if self.config.shift else fresh
+        need = source.gather(1, index).flatten().nonzero()[:, 0]
         return self.model(tokens, index, kv=kv, visible=self._visible(canvas, compute, index, real), need=need)
 
     def _visible(self, canvas: Canvas, compute: Tensor, index: Tensor, real: Tensor | None) -> Tensor | None:
