@@ -227,7 +227,7 @@ def main() -> None:
             "repository": "https://github.com/NVlabs/Fast-dLLM",
             "commit": commit.stdout.strip(),
             "files": files,
-            "note": "files derived from the model repositories Dream-org/Dream-v0-Instruct-7B and GSAI-ML/LLaDA-8B-Base",
+            "note": "derived from the model repositories Dream-org/Dream-v0-Instruct-7B and GSAI-ML/LLaDA-8B-Base",
         },
     }
     (HERE / "provenance.json").write_text(json.dumps(meta, indent=2) + "\n")

@@ -25,10 +25,10 @@ def test_greedy_equals_transformers(name: str) -> None:
     assert len(prompts) >= 40
     for at in range(0, len(prompts), BATCH):
         batch = prompts[at : at + BATCH]
-        canvas = Canvas.new(batch, new, mask_id=-1, eos=model.config.eos_ids)
-        denoise = Plain(model, slots=len(batch), length=canvas.tokens.shape[1], cached=True)
-        ledger = Ledger()
-        for canvas, event in decode(denoise, recipes.get("ar"), canvas):
+        start = Canvas.new(batch, new, mask_id=-1, eos=model.config.eos_ids)
+        denoise = Plain(model, slots=len(batch), length=start.tokens.shape[1], cached=True)
+        ledger, canvas = Ledger(), start
+        for canvas, event in decode(denoise, recipes.get("ar"), start):
             ledger.update(canvas, event)
         for i, expected in enumerate(outputs[at : at + BATCH]):
             assert canvas.tokens[i, len(batch[i]) :][: len(expected)].tolist() == expected

@@ -1,0 +1,284 @@
+"""Checkpoints: our own format, and one clear line for whatever is wrong with somebody's files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unmask.errors import UserError
+from unmask.models import Layout, ModelConfig, RopeScaling, Transformer, load_checkpoint, save_checkpoint
+from unmask.models.families import FAMILIES
+
+GOLDEN = Path(__file__).parents[1] / "golden_models" / "checkpoints"
+CONFIG = ModelConfig(96, 32, 2, 4, 48, kv_heads=2, mask_id=2, eos_ids=(1, 3), layout=Layout("block", 4), token_count=90)
+
+
+def edit(directory: Path, **changes: Any) -> None:
+    """Change keys of config.json; None removes one."""
+    path = directory / "config.json"
+    said = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
+
+
+def weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    stored = load_file(directory / "model.safetensors")
+    change(stored)
+    save_file(stored, directory / "model.safetensors")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str], Path]:
+    return lambda name: Path(shutil.copytree(GOLDEN / name, tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, tied=True, qkv_bias=True, qk_norm=True, layout=Layout(), shift=True),
+        replace(CONFIG, layout=Layout("causal"), mask_id=-1, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_own_format_round_trips(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    model = Transformer(config).initialise(3).to(dtype)
+    save_checkpoint(model, tmp_path / "new" / "place", dtype=dtype)
+    loaded = load_checkpoint(tmp_path / "new" / "place")
+    assert loaded.model.config == config
+    assert loaded.model.dtype == dtype
+    for (name, ours), (other, theirs) in zip(model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(ours, theirs)
+    assert loaded.model.cos.equal(Transformer(config).cos)
+
+
+def test_saving_over_a_checkpoint_leaves_only_two_files(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_checkpoint(Transformer(CONFIG).initialise(seed), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(Transformer(CONFIG).initialise(0), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.models.load.save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(Transformer(CONFIG).initialise(1), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def truncate(path: Path, keep: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+WRONG: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
+    "no config": ("llama-gqa", lambda d: (d / "config.json").unlink(), ["config.json does not exist"]),
+    "broken config": ("llama-gqa", lambda d: (d / "config.json").write_text("{"), ["config.json is not valid JSON"]),
+    "config is a list": ("llama-gqa", lambda d: (d / "config.json").write_text("[]"), ["does not hold a JSON object"]),
+    "no weights": ("llama-gqa", lambda d: (d / "model.safetensors").unlink(), ["no model.safetensors"]),
+    "pickle": (
+        "llama-gqa",
+        lambda d: [(d / "model.safetensors").unlink(), (d / "pytorch_model.bin").write_bytes(pickle.dumps({}))],
+        ["pytorch_model.bin is not read", "pickle"],
+    ),
+    "truncated": ("llama-gqa", lambda d: truncate(d / "model.safetensors", 0.6), ["model.safetensors is corrupted"]),
+    "empty": ("llama-gqa", lambda d: truncate(d / "model.safetensors", 0), ["model.safetensors is corrupted"]),
+    "garbage": (
+        "llama-gqa",
+        lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 4096),
+        ["model.safetensors is corrupted or truncated"],
+    ),
+    "truncated shard": (
+        "qwen2-tied-sharded",
+        lambda d: truncate(d / "model-00002-of-00002.safetensors", 0.9),
+        ["model-00002-of-00002.safetensors is corrupted"],
+    ),
+    "missing shard": (
+        "qwen2-tied-sharded",
+        lambda d: (d / "model-00001-of-00002.safetensors").unlink(),
+        ["model-00001-of-00002.safetensors is missing"],
+    ),
+    "shard elsewhere": (
+        "qwen2-tied-sharded",
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}'),
+        ["'../a.safetensors'", "not a safetensors file beside it"],
+    ),
+    "empty index": (
+        "qwen2-tied-sharded",
+        lambda d: (d / "model.safetensors.index.json").write_text("{}"),
+        ["has no weight_map"],
+    ),
+    "missing tensor": (
+        "llama-gqa",
+        lambda d: weights(d, lambda w: w.pop("model.layers.1.self_attn.k_proj.weight")),
+        ["lacks model.layers.1.self_attn.k_proj.weight"],
+    ),
+    "many missing": (
+        "llada-gqa",
+        lambda d: weights(d, lambda w: [w.pop(n) for n in list(w) if "blocks.1" in n]),
+        ["lacks model.transformer.blocks.1.", "and 6 more tensors"],
+    ),
+    "unexpected tensor": (
+        "llama-gqa",
+        lambda d: weights(d, lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)})),
+        ["model.layers.0.self_attn.q_proj.bias", "does not have"],
+    ),
+    "wrong shape": (
+        "dream-mha-tied",
+        lambda d: weights(d, lambda w: w.update({"model.norm.weight": torch.zeros(7)})),
+        ["model.norm.weight has shape (7,), expected (32,)"],
+    ),
+    "wrong piece": (
+        "llama-gqa",
+        lambda d: weights(d, lambda w: w.update({"model.layers.0.self_attn.k_proj.weight": torch.zeros(32, 32)})),
+        ["k_proj.weight has shape (32, 32), expected (16, 32)"],
+    ),
+    "unsupported": (
+        "llama-gqa",
+        lambda d: edit(d, architectures=["MambaForCausalLM"]),
+        ["MambaForCausalLM is not supported", *(f.architecture for f in FAMILIES)],
+    ),
+    "mixture of experts with the dense type": (
+        "llada-gqa",
+        lambda d: edit(d, architectures=["LLaDAMoEModelLM"]),
+        ["LLaDAMoEModelLM is not supported"],
+    ),
+    "no architecture": ("llama-gqa", lambda d: edit(d, architectures=None, model_type=None), ["not named in"]),
+    "missing key": ("llama-gqa", lambda d: edit(d, hidden_size=None), ["hidden_size is missing"]),
+    "silly size": ("llama-gqa", lambda d: edit(d, hidden_size=-4), ["hidden_size must be a positive integer, not -4"]),
+    "text for a size": ("llama-gqa", lambda d: edit(d, num_hidden_layers="two"), ["positive integer, not 'two'"]),
+    "uneven heads": ("llama-gqa", lambda d: edit(d, num_key_value_heads=3), ["4 heads cannot share 3"]),
+    "rope scaling": (
+        "qwen2-gqa",
+        lambda d: edit(d, rope_scaling={"type": "yarn", "factor": 4.0}),
+        ["rope scaling 'yarn' is not supported"],
+    ),
+    "half a llama3": ("llama-gqa", lambda d: edit(d, rope_scaling={"rope_type": "llama3"}), ["lacks factor"]),
+    "attention bias": ("llama-gqa", lambda d: edit(d, attention_bias=True), ["attention_bias is True"]),
+    "other activation": ("llada-gqa", lambda d: edit(d, activation_type="gelu"), ["activation_type is 'gelu'"]),
+    "no mask token": ("dream-mha-tied", lambda d: edit(d, mask_token_id=None), ["151666 is outside the vocabulary"]),
+    "broken tokenizer": (
+        "llama-gqa",
+        lambda d: (d / "tokenizer.json").write_text('{"model": 1}'),
+        ["tokenizer.json is not a tokenizer"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_files_end_in_one_line(case: str, copy: Callable[[str], Path]) -> None:
+    name, spoil, expected = WRONG[case]
+    directory = copy(name)
+    spoil(directory)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(directory)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize("key", ["layers", "vocab_size"])
+def test_own_config_with_a_hole(tmp_path: Path, key: str) -> None:
+    save_checkpoint(Transformer(CONFIG), tmp_path)
+    edit(tmp_path, **{key: None})
+    with pytest.raises(UserError, match=f"{key} is missing"):
+        load_checkpoint(tmp_path)
+
+
+def test_own_config_of_a_later_version(tmp_path: Path) -> None:
+    save_checkpoint(Transformer(CONFIG), tmp_path)
+    edit(tmp_path, wings=2)
+    with pytest.raises(UserError, match="unknown key wings"):
+        load_checkpoint(tmp_path)
+
+
+def test_what_is_harmless_is_ignored(copy: Callable[[str], Path]) -> None:
+    directory = copy("dream-mha-tied")
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "lm_head.weight": torch.zeros(96, 32)}
+    weights(directory, lambda w: w.update(extra))
+    plain = load_checkpoint(GOLDEN / "dream-mha-tied").model.state_dict()
+    assert all(torch.equal(v, plain[k]) for k, v in load_checkpoint(directory).model.state_dict().items())
+
+
+def test_newer_rope_parameters(copy: Callable[[str], Path]) -> None:
+    directory = copy("llama-tied-llama3")
+    before = load_checkpoint(directory).model
+    said = json.loads((directory / "config.json").read_text())
+    edit(directory, rope_theta=None, rope_scaling=None, rope_parameters={**said["rope_scaling"], "rope_theta": 1e4})
+    after = load_checkpoint(directory).model
+    assert before.config == after.config
+    edit(directory, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert load_checkpoint(directory).model.config.rope_theta == 5e5
+
+
+def test_generation_config_adds_stops(copy: Callable[[str], Path]) -> None:
+    directory = copy("qwen2-gqa")
+    (directory / "generation_config.json").write_text('{"eos_token_id": [9, 0], "bos_token_id": 4}')
+    assert load_checkpoint(directory).model.config.eos_ids == (0, 9)
+
+
+def test_null_mask_in_generation_config_is_no_mask(copy: Callable[[str], Path]) -> None:
+    directory = copy("dream-mha-tied")
+    (directory / "generation_config.json").write_text('{"mask_token_id": null}')
+    assert load_checkpoint(directory).model.config.mask_id == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "torch.bfloat16", torch.float64])
+def test_dtype_asked_for(dtype: str | torch.dtype) -> None:
+    expected = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype.removeprefix("torch."))
+    assert load_checkpoint(GOLDEN / "llada-gqa", dtype=dtype).model.dtype == expected
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(UserError, match=r"unknown dtype 'int4'.*bfloat16"):
+        load_checkpoint(GOLDEN / "llada-gqa", dtype="int4")
+
+
+@pytest.mark.parametrize("source", ["no/such/place", "nowhere", "", "/no/such/directory", "a b/c"])
+def test_neither_directory_nor_hub_id(source: str) -> None:
+    if not source:
+        with pytest.raises(UserError):
+            load_checkpoint(source)
+        return
+    with pytest.raises(UserError, match="no directory"):
+        load_checkpoint(source)
+
+
+def test_a_file_is_no_checkpoint() -> None:
+    with pytest.raises(UserError, match="is a file"):
+        load_checkpoint(GOLDEN / "llada-gqa" / "model.safetensors")
+
+
+def test_hub_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"'nobody/nothing' is neither a directory here nor in the local hub cache"):
+        load_checkpoint("nobody/nothing")
+
+
+def test_hub_takes_no_code_and_no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.update(name=name, patterns=allow_patterns)
+        return str(GOLDEN / "llada-gqa")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    loaded = load_checkpoint("GSAI-ML/LLaDA-8B-Base")
+    assert (loaded.name, asked["name"]) == ("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base")
+    assert not any(p.endswith(("*", ".py", ".bin", ".pt")) for p in asked["patterns"])
