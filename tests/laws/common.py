@@ -67,7 +67,7 @@ def words(count: int, seed: int) -> list[int]:
 
 
 def ragged(*, infill: bool = True, eos: bool = True, first: int = 0) -> Canvas:
-    """Four rows of unequal prompts and responses, an answer region at each end; with `infill`, tokens among the holes."""
+    """Four rows of unequal prompts and responses, each with an answer region; `infill`: tokens among holes."""
     shapes = [(3, 12), (7, 5), (1, 10), (5, 16)]
     rows: list[list[int | None]] = [[*words(p, first + i), *[None] * n] for i, (p, n) in enumerate(shapes)]
     if infill:
