@@ -85,8 +85,36 @@ RATES = {"forwards": "forwards a response", "tokens_per_forward": "tokens a forw
 
 def cards() -> str:
     """What the cards of the embedded pair say of their making and of their evaluation."""
-    found = [json.loads((ZOO / name / "card.json").read_text(encoding="utf-8")) for name in ("dllm", "twin")]
+    found = both()
     return made(found) + "\n" + accuracy(found)
+
+
+def rounds() -> str:
+    """One row for each round of training that a shipped model has behind it."""
+    settings = ("steps", "seed", "muon_lr", "adam_lr", "decay", "tokens_per_step")
+    rows = []
+    for card in both():
+        made, model = card["trained"], "dLLM" if card["kind"] == "dllm" else "twin"
+        for r in [*made.get("earlier_rounds", []), {"config": made["config"], "steps": made["steps_done"]}]:
+            config = r["config"]
+            rows.append([model, config["kind"], f"{r['steps']:,}", *(f"{config.get(k, ''):,}" for k in settings)])
+    heads = [
+        "model",
+        "objective",
+        "steps done",
+        "steps planned",
+        "seed",
+        "Muon rate",
+        "Adam rate",
+        "decay",
+        "tokens a step",
+    ]
+    return table(heads, rows)
+
+
+def both() -> list[dict[str, Any]]:
+    """The cards of the dLLM and of its twin."""
+    return [json.loads((ZOO / name / "card.json").read_text(encoding="utf-8")) for name in ("dllm", "twin")]
 
 
 def made(found: list[dict[str, Any]]) -> str:
@@ -109,10 +137,29 @@ def accuracy(found: list[dict[str, Any]]) -> str:
     for kind, r in results:
         scores = [f"{r[k]:.3f}" if k in r else "" for k in shown]
         model = "dLLM" if kind == "dllm" else "twin"
-        rows.append([r["task"], model, f"`{r['recipe']}`", *scores, *(f"{r[k]:.2f}" for k in RATES)])
+        rows.append([r["task"], model, f"`{r['recipe']}`", str(r["items"]), *scores, *(f"{r[k]:.2f}" for k in RATES)])
     order = {task: i for i, task in reversed(list(enumerate(row[0] for row in rows)))}
     rows.sort(key=lambda row: order[row[0]])
-    return table(["task", "model", "recipe", *shown.values(), *RATES.values()], rows)
+    return table(["task", "model", "recipe", "prompts", *shown.values(), *RATES.values()], rows)
+
+
+def settings() -> str:
+    """The canonical names that `generate` takes in Python."""
+    from dataclasses import fields
+
+    from unmask.errors import UserError
+    from unmask.generate import Model
+    from unmask.settings import Settings, resolve
+
+    def taken(name: str) -> bool:
+        try:
+            resolve({}, {name: None})
+        except UserError:
+            return name in inspect.signature(Model.generate).parameters
+        return True
+
+    names = [f"`{f.name}`" for f in fields(Settings) if taken(f.name)]
+    return ", ".join(names) + ".\n"
 
 
 def alias_table() -> str:
@@ -133,8 +180,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipe_table": recipe_table,
     "recipe_texts": recipe_texts,
     "rule_table": rule_table,
+    "settings": settings,
     "alias_table": alias_table,
     "cards": cards,
+    "rounds": rounds,
 }
 
 

@@ -154,9 +154,9 @@ def mentioned() -> list[tuple[str, str, set[str]]]:
         lines = [line for _, code in FENCE.findall(text) for line in code.splitlines()]
         lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
         for line in lines:
-            if match := re.match(r"unmask ((?:[a-z-]+ \| )*[a-z-]+)(.*)", line):
+            if match := re.match(r"unmask ((?:[a-z]+ \| )*[a-z]+)(.*)", line):
                 for word in match[1].split(" | "):
-                    found.append((name(page), word, set(re.findall(r"(?<!\S)--[a-z-]+", match[2].partition("#")[0]))))
+                    found.append((name(page), word, set(re.findall(r"(?<!\S)--[a-z0-9-]+", match[2].partition("#")[0]))))
     return found
 
 
