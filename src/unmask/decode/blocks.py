@@ -183,10 +183,10 @@ class Quota(Pick):
 
     def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B] each: cells a step, steps with one more, cells decided in the block, steps of earlier blocks."""
-        here, count = self.blocks(canvas), self.blocks.count(canvas)
+        here, count = self.blocks(canvas), self.blocks.count(canvas).clamp(min=1)
         total = (here & ~canvas.given).sum(1)
         decided = (here & (canvas.decided_at > 0)).sum(1)
-        number = torch.minimum(self.blocks.current(canvas), count)
+        number = torch.minimum(self.blocks.current(canvas), count).clamp(min=0)  # holes may lie before the origin
         share, extra = self.steps // count, self.steps % count
         steps = (share + (number < extra)).clamp(min=1)
         before = share * number + torch.minimum(number, extra)

@@ -22,6 +22,11 @@ class Schedule(Rule):
     @abstractmethod
     def __call__(self, progress: Tensor) -> Tensor: ...
 
+    @staticmethod
+    def between(high: float, low: float, weight: Tensor) -> Tensor:
+        """`high` where weight is 1, `low` where it is 0; equal levels may be infinite."""
+        return torch.full_like(weight, low) if high == low else low + (high - low) * weight
+
 
 @term("staged")
 @dataclass(frozen=True, repr=False)
@@ -33,8 +38,8 @@ class Staged(Schedule):
     low: float
 
     def __call__(self, progress: Tensor) -> Tensor:
-        later = torch.where(progress < 0.67, self.middle, self.low)
-        return torch.where(progress < 0.33, torch.full_like(later, self.high), later)
+        later = torch.where(progress < 0.67, torch.full_like(progress, self.middle), self.low)
+        return torch.where(progress < 0.33, torch.full_like(progress, self.high), later)
 
 
 @term("linear")
@@ -46,7 +51,7 @@ class Linear(Schedule):
     low: float
 
     def __call__(self, progress: Tensor) -> Tensor:
-        return self.high + (self.low - self.high) * progress
+        return self.between(self.high, self.low, 1 - progress)
 
 
 @term("cosine")
@@ -58,7 +63,7 @@ class Cosine(Schedule):
     low: float
 
     def __call__(self, progress: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * 0.5 * (1 + torch.cos(torch.pi * progress))
+        return self.between(self.high, self.low, 0.5 * (1 + torch.cos(torch.pi * progress)))
 
 
 @term("exponential")
@@ -71,7 +76,7 @@ class Exponential(Schedule):
     rate: float = 4.0
 
     def __call__(self, progress: Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * torch.exp(-self.rate * progress)
+        return self.between(self.high, self.low, torch.exp(-self.rate * progress))
 
 
 @term("sure")

@@ -44,7 +44,7 @@ class Dirty(Where):
 
 @dataclass(frozen=True, repr=False)
 class Prefix(Where):
-    """The cells before the row's first undecided one. The query `dirty & prefix` is the exact causal cache: a given cell
+    """The cells before the first undecided one. The query `dirty & prefix` is the exact causal cache: a given cell
     behind a hole is computed once the hole is filled."""
 
     decided = True
