@@ -45,6 +45,6 @@ def decode(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> Iterato
     while not canvas.done.all():
         before, (canvas, event) = canvas, step(denoise, recipe, canvas)
         moved = event.pick if event.back is None else event.pick | event.back
-        if not (moved.any(1) | canvas.done).all():
+        if not ((moved := moved.any(1)).all() or (moved | canvas.done).all()):
             raise RuntimeError(f"a row stalled at step {int(before.step.max())}: {recipe!r} committed nothing")
         yield canvas, event

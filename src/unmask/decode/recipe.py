@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,12 +71,15 @@ class Recipe:
         """Does any forward rely on keys and values of an earlier one?"""
         return not isinstance(self.query, Everything)
 
+    @cached_property
+    def _readers(self) -> tuple[Rule, ...]:
+        return tuple(rule for part in (self.unmask, self.stop) for rule in _readers(part))
+
     def need(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: cells whose logits some rule wants: the undecided ones and what rules read beyond them."""
         found = canvas.masked
-        rules: tuple[Rule | None, ...] = (self.unmask, self.stop)
-        for rule in rules:
-            more = rule.reads(canvas) if rule is not None else None
+        for rule in self._readers:
+            more = rule.reads(canvas)
             found = found if more is None else found | more
         return found | canvas.revocable if self.remask is not None else found
 
@@ -112,6 +117,15 @@ class Recipe:
             known[word] = parse(text_of, known)
         parts = {part: parse(table[part], known) for part in PARTS if part in table}
         return Recipe(**parts, name=data.get("name", ""), cite=data.get("cite", ""))  # type: ignore[arg-type]
+
+
+def _readers(rule: Rule) -> Iterator[Rule]:
+    """The rules inside `rule` that answer for themselves what they read."""
+    if type(rule).reads is not Rule.reads:
+        yield rule
+    else:
+        for part in rule.parts:
+            yield from _readers(part)
 
 
 def _quote(text: str) -> str:

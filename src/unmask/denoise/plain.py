@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.decode import Canvas, Draft
@@ -63,7 +62,7 @@ class Plain:
             kv = self.pool.at(
                 canvas.slot, index if real is None else index.masked_fill(~real, self.pool.length), length
             )
-        source = F.pad(fresh[:, 1:], (0, 1)) if self.config.shift else fresh
+        source = fresh.roll(-1, 1) if self.config.shift else fresh  # column 0 is never fresh there
         need = source.gather(1, index).flatten().nonzero()[:, 0]
         return self.model(tokens, index, kv=kv, visible=self._visible(canvas, compute, index, real), need=need)
 
