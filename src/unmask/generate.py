@@ -139,28 +139,33 @@ class Model:
             return zoo.length(prompt)
         return LENGTH
 
+    def row(self, prompt: str | Sequence[Message], settings: Settings, suffix: str = "") -> list[int | None]:
+        """Ids of the prompt, holes for the response, ids of the suffix; UserError if they do not fit into the model."""
+        c = self.network.config
+        ids, length = self.encode(prompt), self.length(prompt, settings)
+        tail = self.tokenizer.encode(suffix) if suffix else []
+        if tail and c.autoregressive:
+            raise UserError("an autoregressive model cannot write towards a suffix; use a masked model")
+        if (cells := len(ids) + length + len(tail)) > c.max_positions:
+            raise UserError(
+                f"a prompt of {len(ids) + len(tail)} tokens and a response of {length} are {cells} cells; "
+                f"this model has {c.max_positions}"
+            )
+        return [*ids, *[None] * length, *tail]
+
+    def recipe(self, prompts: Sequence[str | Sequence[Message]], settings: Settings) -> Recipe:
+        """The recipe that decodes these prompts together, checked against the model and the longest response."""
+        if not prompts:
+            raise UserError("there is no prompt; write a question")
+        return choose(settings, self.network.config, max(self.length(prompt, settings) for prompt in prompts))
+
     def prepare(
         self, prompts: Sequence[str | Sequence[Message]], settings: Settings, *, suffix: str = "", offset: int = 0
     ) -> Job:
         """Check everything and lay out the canvas; `offset` numbers the first row, for its seed."""
-        if not prompts:
-            raise UserError("there is no prompt; write a question")
-        c = self.network.config
-        tail = self.tokenizer.encode(suffix) if suffix else []
-        if tail and c.autoregressive:
-            raise UserError("an autoregressive model cannot write towards a suffix; use a masked model")
-        rows, heads = [], []
-        for prompt in prompts:
-            ids, length = self.encode(prompt), self.length(prompt, settings)
-            if (cells := len(ids) + length + len(tail)) > c.max_positions:
-                raise UserError(
-                    f"a prompt of {len(ids) + len(tail)} tokens and a response of {length} are {cells} cells; "
-                    f"this model has {c.max_positions}"
-                )
-            rows.append([*ids, *[None] * length, *tail])
-            heads.append(len(ids))
-        longest = max(row.count(None) for row in rows)
-        recipe = choose(settings, c, longest)
+        c, recipe = self.network.config, self.recipe(prompts, settings)
+        rows = [self.row(prompt, settings, suffix) for prompt in prompts]
+        heads = [row.index(None) for row in rows]
         seeds = [settings.seed + offset + i for i in range(len(rows))]
         canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds)
         canvas = _to(_answer(canvas, recipe), self.network.embed.weight.device)
@@ -221,7 +226,7 @@ def load(source: str | Path | None = None, *, dtype: str = "auto", device: str |
     """
     name = str(source or zoo.NAMES[0])
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
-        raise suggest(name, zoo.NAMES, "model (neither a directory nor a hub id `org/name`)")
+        raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a checkpoint folder or a hub id org/name")
     if dtype == "auto" and torch.device(device).type == "cpu":
         dtype = "float32"
     loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype, device=device)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from unmask import recipes
-from unmask.decode import Budget, Recipe, ended, everything, finished, parse
+from unmask.decode import Budget, Canvas, Recipe, ended, everything, finished, parse
 from unmask.decode.algebra import Rule
 from unmask.decode.blocks import Blocks, Quota, Settled
 from unmask.decode.pick import DreamQuota, Leftmost, Scattered
-from unmask.decode.where import Dirty, Ended, Frontier
+from unmask.decode.where import Ended
 from unmask.errors import UserError, suggest
 from unmask.models.config import ModelConfig
 
@@ -143,7 +143,7 @@ def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
     """The recipe for a response of `length` cells, checked against the model; UserError with the reason if refused."""
     if settings.block is not None and settings.block > length:
         raise UserError(
-            f"a block of {settings.block} cells does not fit into a response of {length}; use --block <= {length}"
+            f"a block of {settings.block} cells does not fit into a response of {length}; use at most that many"
         )
     named = settings.recipe if settings.recipe is not None else default_name(settings, model)
     recipe = named if isinstance(named, Recipe) else _read(str(named), settings, length)
@@ -170,7 +170,7 @@ def default_name(settings: Settings, model: ModelConfig) -> str:
 def _read(text: str, settings: Settings, length: int) -> Recipe:
     """A recipe by name, from a TOML file, or from an expression."""
     if re.fullmatch(r"[\w-]+", text):
-        return recipes.get(text, **_fitted(recipes.entry(text).defaults, settings, length))
+        return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, settings, length))
     if text.endswith(".toml"):
         return _from_file(Path(text), settings, length)
     if settings.rules:
@@ -178,9 +178,12 @@ def _read(text: str, settings: Settings, length: int) -> Recipe:
     return from_expression(text)
 
 
-def _fitted(defaults: Mapping[str, Any], settings: Settings, length: int) -> dict[str, Any]:
+def _fitted(name: str, defaults: Mapping[str, Any], settings: Settings, length: int) -> dict[str, Any]:
     """The settings given, and those that follow from the length: blocks of at most its size, one cell a step."""
     derived = {"block": min(BLOCK, length), "steps": length}
+    if unknown := [rule for rule in settings.rules if rule not in defaults]:
+        has = ", ".join(defaults) or "none"
+        raise UserError(f"recipe {name!r} has no setting {' and no '.join(unknown)}; it has {has}")
     return {**{k: v for k, v in derived.items() if k in defaults}, **settings.rules}
 
 
@@ -194,10 +197,7 @@ def _from_file(path: Path, settings: Settings, length: int) -> Recipe:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not a recipe file: {error}") from None
-    for name in settings.rules:
-        if name not in defaults:
-            raise suggest(name, defaults, f"setting of recipe {path.name!r}")
-    return Recipe.from_toml(text, **_fitted(defaults, settings, length))
+    return Recipe.from_toml(text, **_fitted(path.name, defaults, settings, length))
 
 
 def from_expression(text: str) -> Recipe:
@@ -220,7 +220,7 @@ def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
     name = repr(recipe.name) if recipe.name else repr(recipe)
     if model.autoregressive and not isinstance(recipe.unmask, Leftmost):
         raise UserError(f"recipe {name} fills cells in any order, and this model is autoregressive; use recipe 'ar'")
-    if not model.autoregressive and _causal(recipe.query):
+    if not model.autoregressive and _causal(recipe):
         raise UserError(
             f"recipe {name} computes a cell once and reads what follows it, which only a causal model can; "
             "use 'threshold', or 'prefix' or 'dual' for a cache"
@@ -245,10 +245,10 @@ def _check_blocks(rules: list[Rule], model: ModelConfig, length: int) -> None:
             )
 
 
-def _causal(query: Rule) -> bool:
-    """Does the query name nothing but decided cells (and the frontier)?"""
-    leaves = [r for r in query.walk() if not r.parts]
-    return all(isinstance(r, Dirty | Frontier) for r in leaves)
+def _causal(recipe: Recipe) -> bool:
+    """Does the first forward compute no undecided cell but the first?"""
+    canvas = Canvas.new([[0]], 4, mask_id=-1)
+    return not bool((recipe.query(canvas) & canvas.masked)[:, 2:].any()) and isinstance(recipe.unmask, Leftmost)
 
 
 def shaped(recipe: Recipe) -> bool:

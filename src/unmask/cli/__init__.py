@@ -1,0 +1,54 @@
+"""The `unmask` command. Each command is a module that imports what it needs when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from unmask.cli import demo, doctor, generate, recipes, study, train
+from unmask.errors import UserError
+
+USAGE: Any = typer.BadParameter.__base__
+"""Click's UsageError, wherever this typer keeps click."""
+
+app = typer.Typer(
+    name="unmask",
+    help="An engine for diffusion language models: one loop in which published decoding methods compose.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for name, function in (
+    ("demo", demo.demo),
+    ("generate", generate.generate),
+    ("recipes", recipes.recipes),
+    ("explain", recipes.explain),
+    ("train", train.train),
+    ("evaluate", study.evaluate),
+    ("bench", study.bench),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(function)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; a user's mistake is one line on stderr and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return app(given or ["--help"], prog_name="unmask", standalone_mode=False) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except USAGE as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "unmask")
+        print(f"error: {' '.join(error.format_message().split())} See: {command} --help", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return 1

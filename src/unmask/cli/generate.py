@@ -1,0 +1,119 @@
+"""`unmask generate`: write a response to a prompt, or to every prompt of a file."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unmask.cli import batch as batches
+from unmask.cli import write
+from unmask.errors import UserError
+
+if TYPE_CHECKING:
+    from unmask.generate import Model, Output
+    from unmask.settings import Settings
+
+ROWS = 16
+"""Prompts of a file that are decoded at a time."""
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
+    *,
+    model: Annotated[str, typer.Option(help="dllm, twin (both embedded), a checkpoint folder or a hub id.")] = "dllm",
+    recipe: Annotated[str | None, typer.Option(help="A name (`unmask recipes`), TOML file or expression.")] = None,
+    length: Annotated[int | None, typer.Option(help="Cells of the response.")] = None,
+    block: Annotated[int | None, typer.Option(help="Cells of a block.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of recipes with a schedule.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Probability at which a cell is committed.")] = None,
+    factor: Annotated[float | None, typer.Option(help="Fast-dLLM's factor.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
+    top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Number of tokens to draw from; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Key of the randomness; prompt i of a file draws with seed + i.")] = 0,
+    suffix: Annotated[str, typer.Option(help="Text that follows the response.")] = "",
+    batch: Annotated[
+        Path | None, typer.Option(help="A file of prompts: text lines, or JSON lines with a prompt.")
+    ] = None,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out malformed lines; exit code 1.")] = False,
+    visual: Annotated[bool, typer.Option("--visual", help="Show the canvas unmasking.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print text, tokens, recipe and ledger as JSON.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, when all is done.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (float32 on a CPU), float32, bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Write a response, unmasking it by a recipe."""
+    if (prompt is None) == (batch is None):
+        raise UserError("give either a prompt or --batch FILE")
+    write.check(output)
+    lines = [] if batch is None else batches.read(batch)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if text is not None and not text.strip():
+        raise UserError("the prompt is empty; write a question")
+
+    from unmask.generate import load
+    from unmask.settings import resolve
+
+    given = {
+        **{"recipe": recipe, "length": length, "block": block, "steps": steps, "threshold": threshold},
+        **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
+    }
+    settings = resolve(given, {})
+    loaded = load(model, dtype=dtype, device=device)
+    if batch is None:
+        good = [batches.Line(1, text or "")]
+    else:
+        good = batches.sift(batch, lines, lambda p: loaded.row(p, settings, suffix), keep_going=keep_going)
+    found = _respond(loaded, good, settings, suffix=suffix, visual=visual)
+    write.emit(_format(good, found, loaded, json=json, numbered=batch is not None), output)
+    if len(good) < len(lines):
+        raise typer.Exit(1)
+
+
+def _respond(model: Model, lines: list[batches.Line], settings: Settings, *, suffix: str, visual: bool) -> list[Output]:
+    """One output for each line, in order; everything is checked before anything is computed."""
+    chunks = [lines[at : at + ROWS] for at in range(0, len(lines), ROWS)]
+    for chunk in chunks:
+        model.recipe([line.prompt for line in chunk], settings)
+    outputs: list[Output] = []
+    for number, chunk in enumerate(chunks):
+        job = model.prepare([line.prompt for line in chunk], settings, suffix=suffix, offset=number * ROWS)
+        with _show(model) if visual else nullcontext() as show:
+            outputs += model.run(job, on_step=show)
+    return outputs
+
+
+def _show(model: Model):
+    from rich.console import Console
+
+    from unmask.cli.show import Show
+
+    return Show(Console(stderr=True), model.tokenizer, pause=0.03)
+
+
+def _format(lines: list[batches.Line], outputs: list[Output], model: Model, *, json: bool, numbered: bool) -> str:
+    """Texts, one after the other, or JSON lines."""
+    if not json:
+        return "".join(f"{output.text}\n" for output in outputs)
+    records = [
+        {**({"line": line.number} if numbered else {}), "prompt": line.prompt, **record(output, model)}
+        for line, output in zip(lines, outputs, strict=True)
+    ]
+    return "".join(jsonlib.dumps(r, ensure_ascii=False) + "\n" for r in records)
+
+
+def record(output: Output, model: Model) -> dict[str, Any]:
+    """An output as JSON can hold it; the ledger is that of all prompts decoded together with it."""
+    return {
+        "text": output.text,
+        "tokens": output.tokens,
+        "forwards": output.forwards,
+        "model": model.name,
+        "recipe": {"name": output.recipe.name, "hash": output.recipe.hash, "expression": repr(output.recipe)},
+        "ledger": output.ledger.as_dict(),
+    }

@@ -1,0 +1,63 @@
+"""`unmask bench` and `unmask evaluate`: what a step costs, and how often the answer is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    *,
+    recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Measure these only.")] = None,
+    prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Interleaved runs of each.")] = 5,
+    length: Annotated[int, typer.Option(help="Cells of the response.")] = 64,
+    block: Annotated[int, typer.Option(help="Cells of a block.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    quick: Annotated[bool, typer.Option("--quick", help="Few recipes and runs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
+) -> None:
+    """Measure ms a step, split into the forward and the rest, for each recipe and for the twin."""
+    from unmask.study.bench import main
+
+    named = recipes or None
+    code = main(
+        prompts=prompts,
+        repeats=repeats,
+        recipes=named,
+        length=length,
+        block=block,
+        quick=quick,
+        json=json,
+        out=out,
+        dtype=dtype,
+    )
+    raise typer.Exit(code or 0)
+
+
+def evaluate(
+    *,
+    model: Annotated[str, typer.Option(help="dllm, twin, or a folder that `unmask train` made.")] = "dllm",
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="problems, worksheet-8, restaurants, ...")] = None,
+    recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Decode with these.")] = None,
+    items: Annotated[int, typer.Option(help="Problems or descriptions a task.")] = 500,
+    block: Annotated[int, typer.Option(help="Cells of a block.")] = 8,
+    batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    e2e: Annotated[str, typer.Option(help="Folder of the E2E data, for the restaurants task.")] = "",
+    card: Annotated[bool, typer.Option("--card", help="Write the accuracy into the model's card.json.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Measure how often the decoded answers are right, by task and recipe."""
+    from dataclasses import replace
+
+    from unmask.study.cards import Settings, main
+
+    settings = Settings(model=model, items=items, block=block, batch=batch, dtype=dtype, e2e=e2e)
+    settings = replace(settings, tasks=tuple(tasks) if tasks else settings.tasks)
+    settings = replace(settings, recipes=tuple(recipes) if recipes else settings.recipes)
+    raise typer.Exit(main(settings, as_json=json, card=card, root=out) or 0)

@@ -1,0 +1,97 @@
+"""`unmask train`: train the embedded pair from scratch, resumably, with live progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unmask.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from unmask.train.loop import Progress, Trainer
+
+ITEMS = 64
+"""Problems, and descriptions, that are decoded to measure accuracy along the way."""
+
+
+def train(
+    *,
+    kind: Annotated[str, typer.Option(help="dllm, or ar for the twin.")] = "dllm",
+    steps: Annotated[int, typer.Option(help="Length of the run; the learning rate decays to its end.")] = 30000,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is resumed.")] = Path("runs/dllm"),
+    e2e: Annotated[Path, typer.Option(help="Folder of the E2E data (train.jsonl.gz, ...).")] = Path("data/e2e"),
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this checkpoint.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, data and masks.")] = 0,
+    muon_lr: Annotated[float, typer.Option(help="Learning rate of matrices.")] = 0.003,
+    adam_lr: Annotated[float, typer.Option(help="Learning rate of the rest.")] = 0.001,
+    decay: Annotated[float, typer.Option(help="Share of the run over which the rate decays.")] = 0.7,
+    compile: Annotated[bool, typer.Option(help="Compile the loss; needs a C++ compiler.")] = True,
+    eval_every: Annotated[int, typer.Option(help="Steps between measurements of decoded accuracy; 0: none.")] = 2000,
+) -> None:
+    """Train a masked dLLM or its autoregressive twin on word problems and restaurant descriptions."""
+    if kind not in ("dllm", "ar"):
+        raise suggest(kind, ("dllm", "ar"), "kind")
+    if steps < 1 or eval_every < 0:
+        raise UserError(f"--steps must be at least 1 and --eval-every at least 0, not {steps} and {eval_every}")
+    from unmask.train import restaurants, vocabulary
+    from unmask.train.batches import Mixture
+    from unmask.train.loop import TrainConfig, Trainer
+
+    rows = restaurants.clean(restaurants.read(e2e, "train"))
+    tokenizer = vocabulary.build(rows)
+    rates: dict[str, Any] = {"muon_lr": muon_lr, "adam_lr": adam_lr, "decay": decay}
+    config = TrainConfig(kind=kind, steps=steps, seed=seed, compile=compile, **rates)
+    trainer = Trainer(config, Mixture(tokenizer, rows, seed), out)
+    resumed = trainer.resume()
+    if not resumed and init is not None:
+        trainer.start_from(init)
+    print(f"{kind}: {'resumed at step ' + str(trainer.step) if resumed else 'from the start'}, in {out}", flush=True)
+    follow(trainer, measure(tokenizer, e2e) if eval_every else None, eval_every)
+
+
+def measure(tokenizer: Any, e2e: Path) -> Callable[[Any], dict[str, float]]:
+    """A function of the model: share of right answers to held-out problems and of slots in held-out descriptions."""
+    from unmask.study import evaluate, tasks
+
+    chosen = [tasks.word_problems(ITEMS), tasks.descriptions(e2e, ITEMS, split="valid")]
+
+    def evaluated(model: Any) -> dict[str, float]:
+        found = {}
+        for task in chosen:
+            recipe = evaluate.recipe_for(model, "threshold", task.length)
+            found[task.name] = evaluate.evaluate(model, tokenizer, task, recipe).scores["right"]
+        return found
+
+    return evaluated
+
+
+def follow(trainer: Trainer, evaluate: Callable[[Any], dict[str, float]] | None, every: int) -> None:
+    """Run to the end: a live bar in a terminal, now and then a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(highlight=False)
+    run = trainer.run(evaluate=evaluate, evaluate_every=max(1, every))
+    if not console.is_terminal:
+        for progress in run:
+            if progress.step % 200 == 0 or progress.metrics or progress.step == progress.steps:
+                console.print(line(progress), soft_wrap=True)
+        return
+    with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console) as bar:
+        task = bar.add_task("", total=trainer.config.steps, completed=trainer.step)
+        for progress in run:
+            bar.update(task, completed=progress.step, description=line(progress, short=True))
+            if progress.metrics:
+                console.print(line(progress))
+
+
+def line(progress: Progress, *, short: bool = False) -> str:
+    """Where a run stands, in one line."""
+    minutes = progress.eta / 60
+    left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+    told = f"loss {progress.loss:.4f}, {progress.tokens_per_second / 1e3:.1f} ktok/s, {left} left"
+    accuracy = "".join(f", {name} {value:.3f}" for name, value in progress.metrics.items())
+    return told if short else f"step {progress.step} of {progress.steps}: {told}{accuracy}"
