@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Inner
+from tokenizers import models
 
 from unmask.errors import UserError
 from unmask.models import Layout, ModelConfig, RopeScaling, Transformer, load_checkpoint, save_checkpoint
@@ -171,6 +173,12 @@ WRONG: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
     "attention bias": ("llama-gqa", lambda d: edit(d, attention_bias=True), ["attention_bias is True"]),
     "other activation": ("llada-gqa", lambda d: edit(d, activation_type="gelu"), ["activation_type is 'gelu'"]),
     "no mask token": ("dream-mha-tied", lambda d: edit(d, mask_token_id=None), ["151666 is outside the vocabulary"]),
+    "quantized": ("qwen2-gqa", lambda d: edit(d, quantization_config={"bits": 4}), ["quantized weights are not"]),
+    "foreign tokenizer": (
+        "llama-gqa",
+        lambda d: Inner(models.WordLevel({f"w{i}": i for i in range(99)}, "w0")).save(str(d / "tokenizer.json")),
+        ["the tokenizer has 99 tokens, the model only 96"],
+    ),
     "broken tokenizer": (
         "llama-gqa",
         lambda d: (d / "tokenizer.json").write_text('{"model": 1}'),
@@ -242,6 +250,12 @@ def test_null_mask_in_generation_config_is_no_mask(copy: Callable[[str], Path]) 
 def test_dtype_asked_for(dtype: str | torch.dtype) -> None:
     expected = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype.removeprefix("torch."))
     assert load_checkpoint(GOLDEN / "llada-gqa", dtype=dtype).model.dtype == expected
+
+
+def test_padded_vocabulary_is_not_counted(copy: Callable[[str], Path]) -> None:
+    directory = copy("llada-gqa")
+    Inner(models.WordLevel({f"w{i}": i for i in range(80)}, "w0")).save(str(directory / "tokenizer.json"))
+    assert load_checkpoint(directory).model.config.token_count == 80
 
 
 def test_unknown_dtype() -> None:

@@ -219,6 +219,8 @@ def published_config(family: Family, raw: Json, generation: Json) -> ModelConfig
     for key, values in family.required.items():
         if key in raw and raw[key] not in values:
             raise UserError(f"{key} is {raw[key]!r}; {family.architecture} is supported with {values[0]!r} only")
+    if raw.get("quantization_config"):
+        raise UserError("quantized weights are not supported; use the checkpoint they were made from")
     sizes = {ours: size_of(raw, ours, keys) for ours, keys in family.keys.items()}
     vocabulary = sizes["vocab_size"]
     theta, scaling = rope_of(raw)

@@ -54,6 +54,8 @@ def load_checkpoint(
     raw = read_json(directory / "config.json")
     config = config_of(raw, read_json(directory / "generation_config.json", missing={}), directory)
     tokenizer = find_tokenizer(directory)
+    if tokenizer is not None and (words := tokenizer.inner.get_vocab_size(with_added_tokens=False)) > config.vocab_size:
+        raise UserError(f"{directory}: the tokenizer has {words} tokens, the model only {config.vocab_size}")
     if tokenizer is not None and config.family != "unmask":
         config = replace(config, token_count=spoken(config, tokenizer))
     files = weight_files(directory)
