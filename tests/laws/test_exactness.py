@@ -138,6 +138,19 @@ def test_later_blocks_change_nothing_earlier() -> None:
         assert torch.equal(one.decided_at[row, : len(cells)], two.decided_at[row, : len(cells)])
 
 
+@pytest.mark.parametrize("name", ["dual", "dkv", "freecache"])
+def test_what_is_cached_is_what_was_computed(name: str) -> None:
+    before = ragged()
+    denoise = plain("full", small(name), before)
+    cached = {}
+    for after, event in run(denoise, small(name), before)[1]:
+        for cell in event.computed.nonzero().tolist():
+            cached[tuple(cell)] = before.tokens[tuple(cell)].item()
+        stale = [[cached.get((r, c)) != t for c, t in enumerate(row)] for r, row in enumerate(after.tokens.tolist())]
+        assert torch.equal(after.dirty, torch.tensor(stale) & after.valid & ~after.masked)
+        before = after
+
+
 # Statistics
 
 
