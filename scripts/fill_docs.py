@@ -1,5 +1,7 @@
 """Write the generated parts of the documentation: what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 
+A name may be followed by one argument, such as the results folder that a table is read from.
+
 `python scripts/fill_docs.py` fills them from the recipes, the rules, the cards of the embedded pair and results/;
 `--check` only says which files are out of date, and tests/test_docs.py does the same.
 """
@@ -18,7 +20,7 @@ from unmask import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "src" / "unmask" / "zoo"
-MARK = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end \2 -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- begin (\w+) ?([^ >]*) ?-->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -112,6 +114,21 @@ def rounds() -> str:
     return table(heads, rows)
 
 
+def curve() -> str:
+    """About ten points of each training curve: the loss, and whatever else was measured along the way."""
+    rows, found = [], [(card["kind"], point) for card in both() for point in _some(card["curve"], 10)]
+    heads = ["step", *dict.fromkeys(k for _, point in found for k in point if k not in ("step", "tokens"))]
+    for kind, point in found:
+        values = [f"{point[k]:.3f}" if k in point else "" for k in heads[1:]]
+        rows.append(["dLLM" if kind == "dllm" else "twin", f"{point['step']:,}", *values])
+    return table(["model", *heads], rows)
+
+
+def _some(points: list[Any], count: int) -> list[Any]:
+    """`count` of the points, evenly spaced, the last among them."""
+    return [points[round((i + 1) * len(points) / count) - 1] for i in range(count)] if len(points) > count else points
+
+
 def both() -> list[dict[str, Any]]:
     """The cards of the dLLM and of its twin."""
     return [json.loads((ZOO / name / "card.json").read_text(encoding="utf-8")) for name in ("dllm", "twin")]
@@ -176,7 +193,26 @@ def alias_table() -> str:
     return table(["name", "means"], rows)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+def bench(folder: str) -> str:
+    """The summary of one folder that `unmask bench` wrote: `<!-- begin bench results/bench-... -->`."""
+    run, summary = (json.loads((ROOT / folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "summary"))
+    plan, machine = run["config"], run["machine"]
+    head = (
+        f"Median ms per step over interleaved runs, batch 1, {plan['length']} cells, {plan['dtype']}, "
+        f"{plan['prompts']} prompts x {plan['repeats']} runs, one thread of {machine['cpu']}, torch {machine['torch']} "
+        f"(`{folder}`).\n\n"
+    )
+    rows = []
+    for r in summary["rows"]:
+        times = [f"{r[k]:.2f}" for k in ("step_ms", "forward_ms", "other_ms")]
+        counts = [f"{r['forwards']:.1f}", f"{r['positions']:.0f}", f"{r['tokens_per_forward']:.2f}"]
+        speed = f"{r['useful_tokens_per_second']:.0f}"
+        rows.append([f"`{r['recipe']}`", *times, f"{r['share']:.0%}", *counts, speed])
+    heads = ["recipe", "ms a step", "forward", "everything else", "share"]
+    return head + table([*heads, "forwards", "positions", "tokens a forward", "useful tokens/s"], rows)
+
+
+SECTIONS: dict[str, Callable[..., str]] = {
     "recipe_table": recipe_table,
     "recipe_texts": recipe_texts,
     "rule_table": rule_table,
@@ -184,12 +220,14 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "alias_table": alias_table,
     "cards": cards,
     "rounds": rounds,
+    "curve": curve,
+    "bench": bench,
 }
 
 
 def fill(text: str) -> str:
     """`text` with every marked section written anew."""
-    return MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]]()}{m[3]}", text)
+    return MARK.sub(lambda m: f"{m[1]}{SECTIONS[m[2]](*[a for a in [m[3]] if a])}{m[4]}", text)
 
 
 def pages() -> list[Path]:

@@ -19,9 +19,7 @@ from unmask.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = fill_docs.pages()
-ZOO = ROOT / "src" / "unmask" / "zoo"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-needs_weights = pytest.mark.skipif(not list(ZOO.glob("*/card.json")), reason="the embedded pair is not here yet")
 
 
 def read(page: str | Path) -> str:
@@ -45,7 +43,6 @@ def words() -> Iterator[None]:
     TERMS.update(before)
 
 
-@needs_weights
 def test_readme_code_runs() -> None:
     space: dict[str, object] = {"__name__": __name__}
     for code in blocks("README.md", "python"):
@@ -96,12 +93,12 @@ def test_generated_sections_are_current(page: Path) -> None:
     text = read(page)
     assert fill_docs.fill(text) == text, "run `python scripts/fill_docs.py`"
     marked = re.findall(r"<!-- begin (\w+)", text)
-    assert marked == [section for _, section, _ in fill_docs.MARK.findall(text)]
+    assert marked == [section for _, section, *_ in fill_docs.MARK.findall(text)]
 
 
 def test_every_section_is_used() -> None:
     used = {section for page in PAGES for section in re.findall(r"<!-- begin (\w+)", read(page))}
-    assert used == set(fill_docs.SECTIONS)
+    assert used <= set(fill_docs.SECTIONS) <= used | {"bench"}  # no page needs to show a benchmark
 
 
 def test_laws_name_their_tests() -> None:
@@ -156,7 +153,9 @@ def mentioned() -> list[tuple[str, str, set[str]]]:
         for line in lines:
             if match := re.match(r"unmask ((?:[a-z]+ \| )*[a-z]+)(.*)", line):
                 for word in match[1].split(" | "):
-                    found.append((name(page), word, set(re.findall(r"(?<!\S)--[a-z0-9-]+", match[2].partition("#")[0]))))
+                    found.append(
+                        (name(page), word, set(re.findall(r"(?<!\S)--[a-z0-9-]+", match[2].partition("#")[0])))
+                    )
     return found
 
 
