@@ -27,6 +27,7 @@ for name, function in (
     ("recipes", recipes.recipes),
     ("explain", recipes.explain),
     ("train", train.train),
+    ("export", train.export),
     ("evaluate", study.evaluate),
     ("bench", study.bench),
     ("doctor", doctor.doctor),

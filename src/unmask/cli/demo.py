@@ -81,7 +81,7 @@ def demo(
     console.print()
     console.print(table(lines))
     console.print(
-        f"One prompt at a time, one thread, float32. tok/s: useful tokens, median of {TIMED} runs without drawing.",
+        f"NFE: forwards. tok/s: useful tokens, one prompt at a time, one thread, float32, median of {TIMED} runs without drawing.",
         style="dim",
     )
 
@@ -141,7 +141,7 @@ def table(lines: list[Line]):
     found = Table(box=None, header_style="bold", pad_edge=False)
     found.add_column("task", no_wrap=True)
     found.add_column("method", style="cyan", no_wrap=True)
-    for column in ("forwards", "positions", "tok/forward", "tok/s", "exit step"):
+    for column in ("NFE", "positions", "tok/NFE", "tok/s", "exit"):
         found.add_column(column, justify="right", no_wrap=True)
     found.add_column("answer", no_wrap=True)
     before = ""

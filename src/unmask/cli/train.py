@@ -29,6 +29,8 @@ def train(
     adam_lr: Annotated[float, typer.Option(help="Learning rate of the rest.")] = 0.001,
     decay: Annotated[float, typer.Option(help="Share of the run over which the rate decays.")] = 0.7,
     compile: Annotated[bool, typer.Option(help="Compile the loss; needs a C++ compiler.")] = True,
+    mixture: Annotated[str, typer.Option(help="Shares of the tasks: even, or short for single items.")] = "even",
+    keep: Annotated[list[float] | None, typer.Option(help="Keep a checkpoint at this fraction of the run.")] = None,
     eval_every: Annotated[int, typer.Option(help="Steps between measurements of decoded accuracy; 0: none.")] = 2000,
 ) -> None:
     """Train a masked dLLM or its autoregressive twin on word problems and restaurant descriptions."""
@@ -37,12 +39,15 @@ def train(
     if steps < 1 or eval_every < 0:
         raise UserError(f"--steps must be at least 1 and --eval-every at least 0, not {steps} and {eval_every}")
     from unmask.train import restaurants, vocabulary
-    from unmask.train.batches import Mixture
+    from unmask.train.batches import MIXTURES, Mixture
     from unmask.train.loop import TrainConfig, Trainer
 
+    if mixture not in MIXTURES:
+        raise suggest(mixture, MIXTURES, "mixture")
     rows = restaurants.clean(restaurants.read(e2e, "train"))
     tokenizer = vocabulary.build(rows)
     rates: dict[str, Any] = {"muon_lr": muon_lr, "adam_lr": adam_lr, "decay": decay}
+    rates |= {"mixture": mixture, "keep": tuple(keep or ())}
     config = TrainConfig(kind=kind, steps=steps, seed=seed, compile=compile, **rates)
     trainer = Trainer(config, Mixture(tokenizer, rows, seed), out)
     resumed = trainer.resume()
@@ -95,3 +100,17 @@ def line(progress: Progress, *, short: bool = False) -> str:
     told = f"loss {progress.loss:.4f}, {progress.tokens_per_second / 1e3:.1f} ktok/s, {left} left"
     accuracy = "".join(f", {name} {value:.3f}" for name, value in progress.metrics.items())
     return told if short else f"step {progress.step} of {progress.steps}: {told}{accuracy}"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `unmask train`.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    *,
+    e2e: Annotated[Path, typer.Option(help="Folder of the E2E data: its words are the vocabulary.")] = Path("data/e2e"),
+) -> None:
+    """Turn a training checkpoint into a model folder with a card."""
+    from unmask.train import restaurants, vocabulary
+    from unmask.train.export import export as write
+
+    card = write(checkpoint, out, vocabulary.build(restaurants.clean(restaurants.read(e2e, "train"))))
+    print(f"{out}: {card['parameters']:,} parameters, {card['trained']['tokens']:,} tokens seen in this run")
