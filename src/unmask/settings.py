@@ -12,7 +12,7 @@ from typing import Any
 from unmask import recipes
 from unmask.decode import Budget, Canvas, Recipe, ended, everything, finished, parse
 from unmask.decode.algebra import Rule
-from unmask.decode.blocks import Blocks, Quota, Settled
+from unmask.decode.blocks import After, Blocks, Quota
 from unmask.decode.pick import DreamQuota, Leftmost, Scattered
 from unmask.decode.where import Ended
 from unmask.errors import UserError, suggest
@@ -179,8 +179,12 @@ def _read(text: str, settings: Settings, length: int) -> Recipe:
 
 
 def _fitted(name: str, defaults: Mapping[str, Any], settings: Settings, length: int) -> dict[str, Any]:
-    """The settings given, and those that follow from the length: blocks of at most its size, one cell a step."""
-    derived = {"block": min(BLOCK, length), "steps": length}
+    """The settings given, and those that follow from the length: blocks of at most its size, one cell a step.
+
+    A schedule gives every block the same number of steps, so an incomplete last one counts as whole.
+    """
+    block = settings.block or min(BLOCK, length)
+    derived = {"block": block, "steps": -(-length // block) * block if "block" in defaults else length}
     if unknown := [rule for rule in settings.rules if rule not in defaults]:
         has = ", ".join(defaults) or "none"
         raise UserError(f"recipe {name!r} has no setting {' and no '.join(unknown)}; it has {has}")
@@ -225,9 +229,9 @@ def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
             f"recipe {name} computes a cell once and reads what follows it, which only a causal model can; "
             "use 'threshold', or 'prefix' or 'dual' for a cache"
         )
-    if model.layout.kind == "full" and any(isinstance(r, Settled) for r in recipe.query.walk()):
+    if model.layout.kind == "full" and any(isinstance(r, After) for r in recipe.query.walk()):
         raise UserError(
-            f"recipe {name} keeps finished blocks exactly, and in this model they attend to what follows them; "
+            f"recipe {name} opens block after block, and in this model every cell attends to all that follow it; "
             "use 'prefix', 'dual' or 'freecache', or a block-causal model"
         )
     _check_blocks(rules, model, length)
@@ -237,7 +241,7 @@ def _check_blocks(rules: list[Rule], model: ModelConfig, length: int) -> None:
     for rule in rules:
         if isinstance(rule, Blocks) and rule.size > length:
             raise UserError(f"a block of {rule.size} cells does not fit into a response of {length}")
-        if isinstance(rule, Settled) and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
+        if isinstance(rule, After) and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
             raise UserError(f"this model attends in blocks of {model.layout.size} cells; use that as the block")
         if isinstance(rule, Quota) and rule.steps < (count := -(-length // rule.blocks.size)):
             raise UserError(

@@ -20,6 +20,7 @@ app = typer.Typer(
     help="An engine for diffusion language models: one loop in which published decoding methods compose.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: drawing it with rich takes longer than everything else
 )
 for name, function in (
     ("demo", demo.demo),

@@ -61,7 +61,7 @@ def demo(
     plain: Annotated[bool, typer.Option("--plain", help="No animation: final canvases and the table.")] = False,
     seed: Annotated[int, typer.Option(help="Chooses the word problem and the restaurant.")] = 0,
 ) -> None:
-    """Watch the embedded model unmask an answer, and compare what each way of decoding costs."""
+    """Watch the embedded model unmask an answer three ways."""
     import torch
     from rich.console import Console
 
@@ -81,7 +81,8 @@ def demo(
     console.print()
     console.print(table(lines))
     console.print(
-        f"NFE: forwards. tok/s: useful tokens, one prompt at a time, one thread, float32, median of {TIMED} runs without drawing.",
+        "NFE: forwards. tok/s: useful tokens, one prompt at a time, one thread, float32, "
+        f"median of {TIMED} runs without drawing.",
         style="dim",
     )
 

@@ -6,7 +6,6 @@ import json as jsonlib
 import os
 import platform
 import shutil
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +21,10 @@ EXTRA = {
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Say what this installation has and what is missing; exit code 1 if it cannot work."""
+    """Say what is installed and what is missing.
+
+    The exit code is 1 if unmask cannot work.
+    """
     found = examine()
     if json:
         print(jsonlib.dumps(found, indent=2, ensure_ascii=False))
@@ -59,6 +61,8 @@ def examine() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -23,7 +23,7 @@ JOINTS = {
 
 
 def recipes(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """List the recipes: published methods with their settings and citations."""
+    """List the published methods, with settings and citations."""
     from rich.console import Console
     from rich.table import Table
 
@@ -49,7 +49,7 @@ def explain(
     set: Annotated[list[str] | None, typer.Option(help="A setting, e.g. --set threshold=0.8.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Say what a recipe does: its expression, each rule in it, its settings, its source."""
+    """Say what a recipe does, rule by rule, and where it is from."""
     from unmask.recipes import entries
 
     made, entry = _read(recipe, dict(map(_pair, set or []))), entries().get(recipe)

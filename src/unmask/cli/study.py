@@ -20,7 +20,7 @@ def bench(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
 ) -> None:
-    """Measure ms a step, split into the forward and the rest, for each recipe and for the twin."""
+    """Measure what a step costs: the forward, and the rest."""
     from unmask.study.bench import main
 
     named = recipes or None
@@ -52,7 +52,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
 ) -> None:
-    """Measure how often the decoded answers are right, by task and recipe."""
+    """Measure how often the decoded answers are right."""
     from dataclasses import replace
 
     from unmask.study.cards import Settings, main

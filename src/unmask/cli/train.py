@@ -33,7 +33,10 @@ def train(
     keep: Annotated[list[float] | None, typer.Option(help="Keep a checkpoint at this fraction of the run.")] = None,
     eval_every: Annotated[int, typer.Option(help="Steps between measurements of decoded accuracy; 0: none.")] = 2000,
 ) -> None:
-    """Train a masked dLLM or its autoregressive twin on word problems and restaurant descriptions."""
+    """Train a masked dLLM or its autoregressive twin.
+
+    The data are word problems, drawn as they are needed, and the restaurant descriptions of E2E.
+    """
     if kind not in ("dllm", "ar"):
         raise suggest(kind, ("dllm", "ar"), "kind")
     if steps < 1 or eval_every < 0:

@@ -1,0 +1,288 @@
+"""The Python interface: settings under every name, recipes that fit or are refused, streaming, and plain errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import embedded
+import unmask
+from unmask import Recipe, UserError, recipes
+from unmask.decode import best, ended, everything, finished
+from unmask.generate import Model
+from unmask.models.config import Layout
+from unmask.settings import ALIASES, REFUSED, Settings, from_expression, resolve
+from unmask.train.vocabulary import EOS, MASK
+
+PROMPT = embedded.PROMPT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Model:
+    return unmask.load(embedded.build(folder / "dllm"))
+
+
+@pytest.fixture(scope="module")
+def twin(folder) -> Model:
+    return unmask.load(embedded.build(folder / "twin", layout=Layout("causal")))
+
+
+@pytest.fixture(scope="module")
+def blockwise(folder) -> Model:
+    return unmask.load(embedded.build(folder / "block", layout=Layout("block", size=8)))
+
+
+def test_generate(model):
+    out = model.generate(PROMPT, length=16)
+    assert out.text == str(out) == model.tokenizer.decode(out.tokens)
+    assert out.recipe.name == "threshold"
+    assert out.recipe.stop.walk() and any(rule is ended or rule == ended for rule in out.recipe.stop.walk())
+    assert out.ledger.forwards == out.forwards >= 1
+    assert len(out.tokens) == out.ledger.useful_tokens
+    assert MASK not in out.tokens and EOS not in out.tokens
+    assert model.network.dtype == torch.float32
+
+
+def test_same_seed_same_text(model):
+    drawn = [model.generate(PROMPT, length=16, temperature=1.0, seed=seed).canvas.tokens for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_list_is_one_output_each_and_equal_to_alone(model):
+    prompts = [PROMPT, "Tom has 7 eggs ."]
+    outputs = model.generate(prompts, length=16, temperature=0.7, seed=4)
+    alone = [model.generate(p, length=16, temperature=0.7, seed=4 + i) for i, p in enumerate(prompts)]
+    assert [o.tokens for o in outputs] == [o.tokens for o in alone]
+    assert outputs[0].ledger.rows == 2
+
+
+def test_conversation(model):
+    assert (
+        model.generate([{"role": "user", "content": PROMPT}], length=8).tokens
+        == model.generate(PROMPT, length=8).tokens
+    )
+
+
+def test_literal_mask_text_stays_text(model):
+    out = model.generate("Tom <mask> has <eos> 5", length=8)
+    given = out.canvas.tokens[0][out.canvas.given[0]]
+    assert MASK not in given and EOS not in given
+    assert model.tokenizer.decode(given.tolist()).replace(" ", "").startswith("Tom<mask>has<eos>5")
+
+
+def test_suffix_is_given(model):
+    out = model.generate(PROMPT, length=8, suffix="#### 9")
+    tail = model.tokenizer.encode("#### 9")
+    assert out.canvas.tokens[0, -len(tail) :].tolist() == tail
+    assert out.canvas.given[0, -len(tail) :].all()
+    assert len(out.tokens) <= 8
+
+
+@pytest.mark.parametrize("name", sorted(recipes.entries()))
+def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise):
+    chosen = {"ar": twin, "d2f": blockwise}.get(name, model)
+    settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
+    out = chosen.generate(PROMPT, recipe=name, length=20, **settings)
+    assert out.recipe.name == name
+    assert out.ledger.forwards <= 24
+
+
+def test_llada_commits_one_cell_a_step(model):
+    out = model.generate(PROMPT, recipe=Recipe(*_parts("llada", 20)), length=20)
+    assert out.ledger.tokens <= out.ledger.forwards
+    out = model.generate(PROMPT, recipe="llada", length=20, block=8)
+    assert out.ledger.tokens <= out.ledger.forwards
+
+
+def _parts(name: str, length: int):
+    recipe = recipes.get(name, block=length, steps=length)
+    return recipe.query, recipe.unmask
+
+
+PAIRS = [  # what a caller of another library writes, and what we call it
+    ({"max_new_tokens": 16}, {"length": 16}),
+    (
+        {"gen_length": 16, "block_length": 8, "steps": 4, "remasking": "random"},
+        {"length": 16, "block": 8, "steps": 4, "by": "random"},
+    ),
+    ({"remasking": "low_confidence"}, {"by": "score"}),
+    ({"alg": "entropy", "steps": 9}, {"recipe": "dream", "by": "entropy", "steps": 9}),
+    ({"alg": "origin"}, {"recipe": "dream-origin"}),
+    ({"use_cache": True, "dual_cache": True}, {"cache": "dual"}),
+    ({"use_cache": True, "dual_cache": False}, {"cache": "prefix"}),
+    ({"do_sample": True}, {"temperature": 1.0}),
+    ({"do_sample": True, "temperature": 0.3}, {"temperature": 0.3}),
+    ({"do_sample": False}, {"temperature": 0.0}),
+    ({"cfg_scale": 0.0, "mask_id": 7, "num_beams": 1}, {}),
+    ({"length": 16, "gen_length": 16}, {"length": 16}),
+    ({"confidence_threshold": 0.8}, {"threshold": 0.8}),
+]
+
+
+@pytest.mark.parametrize(("said", "meant"), PAIRS)
+def test_aliases(said, meant):
+    own = {k: v for k, v in said.items() if k not in ALIASES and k not in REFUSED and k != "mask_id"}
+    assert resolve(own, {k: v for k, v in said.items() if k not in own}, mask_id=7) == Settings(**meant)
+
+
+def test_published_call_equals_ours(model):
+    theirs = model.generate(PROMPT, gen_length=16, block_length=8, steps=8, remasking="low_confidence", cfg_scale=0.0)
+    ours = model.generate(PROMPT, recipe="llada", length=16, block=8, steps=8)
+    assert theirs.recipe == ours.recipe
+    assert theirs.tokens == ours.tokens
+
+
+DEFAULTS = [
+    ({}, "threshold"),
+    ({"steps": 16}, "llada"),
+    ({"factor": 1.0}, "factor"),
+    ({"use_cache": True}, "prefix"),
+    ({"use_cache": True, "dual_cache": True, "factor": 1.0}, "dual-factor"),
+    ({"use_cache": True, "steps": 16}, "prefix-quota"),
+    ({"alg": "topk_margin"}, "dream"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), DEFAULTS)
+def test_recipe_follows_from_the_settings(model, settings, name):
+    assert model.generate(PROMPT, length=16, **settings).recipe.name == name
+
+
+REFUSALS = [
+    ({"prompt": ""}, "the prompt is empty"),
+    ({"prompt": " \n"}, "the prompt is empty"),
+    ({"prompt": []}, "there is no prompt"),
+    ({"length": 150}, "this model has 160"),
+    ({"prompt": PROMPT * 20}, "this model has 160"),
+    ({"length": 0}, "length must be a whole number of at least 1"),
+    ({"length": 8, "block": 9}, "a block of 9 cells does not fit into a response of 8"),
+    ({"block": 0}, "block must be a whole number of at least 1"),
+    ({"length": 16, "block": 4, "recipe": "llada", "steps": 3}, "3 steps are fewer than the 4 blocks"),
+    ({"recipe": "duall"}, "did you mean 'dual'"),
+    ({"recipe": "d2f", "length": 32}, "attends to all that follow"),
+    ({"recipe": "ar"}, "only a causal model can"),
+    ({"recipe": "llada", "threshold": 0.5}, "has no setting threshold"),
+    ({"recipe": "nowhere.toml"}, "cannot read the recipe nowhere.toml"),
+    ({"recipe": "blocks(8) >> bets(1)"}, "did you mean 'best'"),
+    ({"recipe": "blocks(8) >> confident(.9)"}, "may commit nothing"),
+    ({"recipe": "blocks(8) >> best(1)", "threshold": 0.9}, "write them into the expression"),
+    ({"recipe": Recipe(everything, best(1)), "block": 8}, "a Recipe already holds its own"),
+    ({"gen_lenght": 8}, "did you mean 'gen_length'"),
+    ({"cfg_scale": 1.5}, "classifier-free guidance is not implemented"),
+    ({"mask_id": 99}, "mask_id is the model's own"),
+    ({"remasking": "low-confidence"}, "did you mean 'low_confidence'"),
+    ({"length": 16, "gen_length": 32}, "contradict each other"),
+    ({"temperature": -1.0}, "temperature must be a number >= 0"),
+    ({"temperature": float("nan")}, "temperature must be a number >= 0"),
+    ({"temperature": 1.0, "top_p": 0.0}, "top_p in"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSALS)
+def test_refused(model, call, message):
+    with pytest.raises(UserError, match=message) as error:
+        model.generate(**{"prompt": PROMPT, "length": 16, **call})
+    assert "\n" not in str(error.value)
+
+
+def test_models_and_recipes_that_do_not_go_together(twin, blockwise):
+    with pytest.raises(UserError, match="autoregressive; use recipe 'ar'"):
+        twin.generate(PROMPT, length=8, recipe="dual")
+    with pytest.raises(UserError, match="cannot write towards a suffix"):
+        twin.generate(PROMPT, length=8, suffix="#### 9")
+    with pytest.raises(UserError, match="attends in blocks of 8"):
+        blockwise.generate(PROMPT, length=16, recipe="d2f", block=4)
+
+
+def test_recipes_as_file_expression_and_value(model, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[defaults]\nthreshold = 0.9\n[recipe]\nquery = "everything"\nunmask = "confident(threshold) | best(1)"\n'
+    )
+    forms = [
+        str(file),
+        "confident(0.9) | best(1)",
+        from_expression("Recipe(query=everything, unmask=confident(.9) | best())"),
+    ]
+    outputs = [model.generate(PROMPT, length=16, recipe=form) for form in forms]
+    assert len({o.recipe.hash for o in outputs}) == 1
+    assert model.generate(PROMPT, length=16, recipe=file, threshold=0.2).recipe != outputs[0].recipe
+
+
+def test_expression_reads_back_what_a_recipe_prints():
+    for name in recipes.entries():
+        recipe = recipes.get(name)
+        assert from_expression(repr(recipe)) == recipe
+
+
+class Recorder:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.settled: list[list[int]] = []
+        self.drafts: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value) -> None:
+        self.settled.append(value.tolist())
+
+    def put_draft(self, value) -> None:
+        self.drafts.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("recipe", ["llada", "dual", "threshold"])
+def test_streamer(model, recipe):
+    seen = Recorder()
+    out = model.generate(PROMPT, recipe=recipe, length=16, block=8, streamer=seen)
+    written = [token for part in seen.settled[1:] for token in part]
+    assert seen.settled[0] == model.encode(PROMPT)
+    assert [t for t in written if t != EOS] == out.tokens
+    assert seen.ended == 1
+    assert all(MASK not in draft or recipe == "dual" for draft in seen.drafts)
+
+
+def test_streamer_without_drafts_and_several_prompts(model):
+    class Plain:
+        put = end = lambda self, *ids: None
+
+    model.generate(PROMPT, length=8, streamer=Plain())
+    with pytest.raises(UserError, match="a streamer shows one response"):
+        model.generate([PROMPT, PROMPT], length=8, streamer=Plain())
+
+
+def test_time_of_the_caller_is_not_decoding(model):
+    import time
+
+    out = model.generate(PROMPT, recipe="llada", length=8, on_step=lambda canvas, event: time.sleep(0.05))
+    assert out.ledger.seconds < 0.05 * out.ledger.forwards
+
+
+def test_unknown_model(tmp_path):
+    with pytest.raises(UserError, match="unknown model 'twni'; did you mean 'twin'"):
+        unmask.load("twni")
+    with pytest.raises(UserError):
+        unmask.load(tmp_path / "nowhere")
+
+
+def test_finished_stop_is_kept(blockwise):
+    assert blockwise.generate(PROMPT, recipe="d2f", length=16, block=8).recipe.stop == finished
+
+
+def test_embedded_lengths():
+    from unmask import zoo
+
+    assert zoo.length(PROMPT) < zoo.length("Q1 a Q2 b Q3 c") < zoo.length("Q8 a" + " Q1 b" * 7)
+    assert zoo.length("name[The Mill], eatType[pub]") != zoo.length(PROMPT)
+    with pytest.raises(UserError, match="unknown embedded model"):
+        zoo.path("dlm")
