@@ -47,7 +47,9 @@ class Blocks(Where):
 
     def count(self, canvas: Canvas) -> Tensor:
         """[B]: how many blocks the row has."""
-        return -(-(canvas.valid.sum(1) - canvas.origin) // self.size)
+        return canvas.derive(
+            (self, "count"), lambda: -(-(canvas.valid.sum(1) - canvas.origin) // self.size), fixed=True
+        )
 
     def share(self, canvas: Canvas, cells: Tensor) -> Tensor:
         """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
@@ -170,13 +172,13 @@ class Quota(Pick):
         return f"{self.blocks!r}.quota({self.steps}{'' if self.by == 'score' else f', by={self.by!r}'})"
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        base, rest, decided, _ = self._plan(canvas)
+        base, rest, decided, _ = canvas.derive((self, "plan"), lambda: self._plan(canvas))
         k = (base + (decided < rest * (base + 1))).clamp(min=1)
         return among & (rank(canvas, draft, among, self.by) < k[:, None])
 
     def progress(self, canvas: Canvas) -> Tensor:
         """[B] float64: the published loop's step counter (from 1) over all steps, counting steps that commit nothing."""
-        base, rest, decided, before = self._plan(canvas)
+        base, rest, decided, before = canvas.derive((self, "plan"), lambda: self._plan(canvas))
         early = decided.clamp(max=rest * (base + 1)) // (base + 1)
         late = (decided - rest * (base + 1)).clamp(min=0) // base.clamp(min=1)
         return (before + early + late + 1).double() / self.steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from unmask.errors import UserError
 
 if TYPE_CHECKING:
     from unmask.decode.draft import Draft
+
+T = TypeVar("T")
 
 PADDING = {"tokens": 0, "decided_at": 0, "score": 1.0, "cached_at": -1, "cached_token": -1, "given": True}
 """What a cell behind the end of a row holds; fields not named hold 0 or False."""
@@ -127,6 +129,11 @@ class Canvas:
         return torch.arange(self.tokens.shape[1], device=self.tokens.device)
 
     @cached_property
+    def frontier(self) -> Tensor:
+        """[B]: the first undecided column; L where there is none."""
+        return self.first(self.masked)
+
+    @cached_property
     def dirty(self) -> Tensor:
         """[B, L] bool: decided cells whose cached key and value are missing or were computed from another token."""
         return self.valid & ~self.masked & ((self.cached_at < 0) | (self.cached_token != self.tokens))
@@ -147,14 +154,14 @@ class Canvas:
         return hit & (self.decided_at > 0)
 
     @cached_property
-    def _derived(self) -> dict[Hashable, Tensor]:
+    def _derived(self) -> dict[Hashable, Any]:
         return {}
 
     @cached_property
-    def _fixed(self) -> dict[Hashable, Tensor]:
+    def _fixed(self) -> dict[Hashable, Any]:
         return {}
 
-    def derive(self, key: Hashable, compute: Callable[[], Tensor], *, fixed: bool = False) -> Tensor:
+    def derive(self, key: Hashable, compute: Callable[[], T], *, fixed: bool = False) -> T:
         """`compute()`, remembered for the life of this value, so that rules can share what they derive.
 
         `fixed`: it depends on nothing that a step changes (positions, origins, validity, regions), so that the values

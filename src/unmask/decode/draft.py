@@ -55,7 +55,7 @@ class Draft:
 
     @cached_property
     def score(self) -> Tensor:
-        """[B, L]: probability of the drafted token (softmax in float32; float64 if logits are); -inf where not fresh."""
+        """[B, L]: probability of the drafted token, float32 softmax (float64 for such logits); -inf where not fresh."""
         return self.spread(self._probability.gather(1, self.tokens[:, None])[:, 0], -torch.inf)
 
     @cached_property

@@ -50,7 +50,7 @@ class Prefix(Where):
     decided = True
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        return canvas.valid & (canvas.position < canvas.first(canvas.masked)[:, None])
+        return canvas.valid & (canvas.position < canvas.frontier[:, None])
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +60,7 @@ class Frontier(Where):
     always = True
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        return canvas.position == canvas.first(canvas.masked)[:, None]
+        return canvas.position == canvas.frontier[:, None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +121,7 @@ class Ended(Rows):
     """As a stop: an EOS is decided and so is everything before it. An EOS with holes before it stops nothing."""
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        return canvas.first(canvas.ended) < canvas.first(canvas.masked)
+        return canvas.first(canvas.ended) < canvas.frontier
 
 
 @term("budget")
