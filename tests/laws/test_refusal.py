@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -121,12 +123,20 @@ def test_published_recipes_are_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "shifted"])
 @pytest.mark.parametrize("criterion", ["gap", "score", "margin"])
-def test_early_commit_over_a_dual_cache_waits_for_fresh_logits(kind: str, criterion) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_early_commit_over_a_dual_cache_waits_for_fresh_logits(kind: str, criterion, late: bool) -> None:
     """However easily satisfied, it fills the rest only where every undecided cell has just been computed."""
     query = b | everything.when(b.entered)
     eager = Sure(Staged(-1.0, -1.0, -1.0), answer, criterion)
     hesitant = everything.when(eager & Every(3) & ~first_step)
     recipe, canvas, exits = Recipe(query, hesitant | b >> best(1)), ragged(), 0
+    start = canvas.origin[:, None]
+    early_cells = (
+        canvas.valid & (canvas.position >= start) & (canvas.position < start + 2)
+    )  # in a block always computed
+    canvas = replace(
+        canvas, region=torch.where(early_cells, 2, canvas.region) if late else early_cells.to(torch.int8) * 2
+    )
     before = canvas
     for after, event in run(plain(kind, recipe, canvas), recipe, canvas)[1]:
         outside = (event.pick & ~b(before)).any(1)
@@ -147,4 +157,6 @@ def test_nobody_is_sure_of_what_was_not_read(gaps: list[float]) -> None:
         draft = denoise(canvas, cells, canvas.masked)
         sure = Sure(Staged(5.0, 5.0, 5.0), response)(canvas, draft)
         complete = not (canvas.masked & ~cells).any()
+        part = replace(canvas, region=b(canvas).to(torch.int8))
+        assert complete or not Sure(Staged(-1.0, -1.0, -1.0), Region(1))(part, draft)
         assert sure.item() == (complete and torch.tensor(gaps).double().mean().item() >= 5.0)
