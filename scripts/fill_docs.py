@@ -99,7 +99,8 @@ def rounds() -> str:
         made, model = card["trained"], "dLLM" if card["kind"] == "dllm" else "twin"
         for r in [*made.get("earlier_rounds", []), {"config": made["config"], "steps": made["steps_done"]}]:
             config = r["config"]
-            rows.append([model, config["kind"], f"{r['steps']:,}", *(f"{config.get(k, ''):,}" for k in settings)])
+            values = [f"{config[k]:,}" for k in settings]
+            rows.append([model, config["kind"], config.get("mixture", "even"), f"{r['steps']:,}", *values])
     heads = [
         "model",
         "objective",
