@@ -224,6 +224,19 @@ def test_limits_of_the_threshold(name: str, seed: int) -> None:
     assert forwards(small(name, threshold=0.0), canvas, Synthetic()) == 3  # blocks of 4, 4 and 2
 
 
+def test_the_threshold_itself_is_enough_unless_strict() -> None:
+    canvas = line(2, 3)
+    draft = Scripted(tuple(range(5)), gap=lambda c: float(c))(canvas, canvas.masked, canvas.masked)
+    level = draft.score[0, 3].item()
+    for rule, expected in (
+        (confident(level), [3, 4]),
+        (confident(level, strict=True), [4]),
+        (confident(level - 1e-9, strict=True), [3, 4]),
+        (confident(level + 1e-9), [4]),
+    ):
+        assert rule(canvas, draft, canvas.masked)[0].nonzero()[:, 0].tolist() == expected
+
+
 @given(seed=st.integers(0, 999), by=st.sampled_from(["entropy", "score"]))
 def test_limits_of_the_entropy_bound(seed: int, by: str) -> None:
     canvas = line(2, 10, seed=seed)
