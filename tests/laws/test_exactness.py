@@ -226,7 +226,7 @@ def test_limits_of_the_threshold(name: str, seed: int) -> None:
 
 def test_the_threshold_itself_is_enough_unless_strict() -> None:
     canvas = line(2, 3)
-    draft = Scripted(tuple(range(5)), gap=lambda c: float(c))(canvas, canvas.masked, canvas.masked)
+    draft = Scripted(tuple(range(5)), gap=float)(canvas, canvas.masked, canvas.masked)
     level = draft.score[0, 3].item()
     for rule, expected in (
         (confident(level), [3, 4]),
