@@ -25,6 +25,7 @@ MARK = re.compile(r"(<!-- begin (\w+) ?([^ >]*) ?-->\n).*?(<!-- end \2 -->)", re
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A markdown table; bars inside cells are escaped."""
+    assert all(len(row) == len(head) for row in rows), head
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
@@ -104,6 +105,7 @@ def rounds() -> str:
     heads = [
         "model",
         "objective",
+        "mixture",
         "steps done",
         "steps planned",
         "seed",
