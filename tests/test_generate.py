@@ -286,3 +286,8 @@ def test_embedded_lengths():
     assert zoo.length("name[The Mill], eatType[pub]") != zoo.length(PROMPT)
     with pytest.raises(UserError, match="unknown embedded model"):
         zoo.path("dlm")
+
+
+@pytest.mark.parametrize("setting", [{"by": "margin", "steps": 24}, {"cache": "dual"}, {"recipe": "dream", "eps": 0.01}])
+def test_recipe_settings_are_accepted_by_their_own_names(model, setting):
+    assert model.generate("Tom has 3 apples .", length=24, **setting).recipe is not None

@@ -128,8 +128,10 @@ def _meaning(name: str, value: Any, mask_id: int) -> Mapping[str, Any]:
         if value not in harmless:
             raise UserError(f"{name}={value!r} is refused: {reason}")
         return {}
+    canonical = [f.name for f in fields(Settings)]
+    if name in canonical:
+        return {} if value is None else {name: value}
     if name not in ALIASES:
-        canonical = [f.name for f in fields(Settings)]
         raise suggest(name, [*canonical, *ALIASES, *REFUSED, "mask_id", "streamer", "on_step", "suffix"], "setting")
     alias = ALIASES[name]
     if alias.values is None:

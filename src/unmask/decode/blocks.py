@@ -55,7 +55,7 @@ class Blocks(Where):
         """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
         ids = self.ids(canvas)
         inside = (ids >= 0) & canvas.valid
-        total = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64)
+        total = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64, device=ids.device)
         index = ids.masked_fill(~inside, 0)
         size = total.scatter_add(1, index, inside.double())
         part = total.scatter_add(1, index, (cells & inside).double())

@@ -40,7 +40,7 @@ def group_rank(place: Tensor, group: Tensor) -> Tensor:
     order = place.argsort(1)
     order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
     sorted_group = group.gather(1, order)
-    column = torch.arange(group.shape[1]).expand_as(group)
+    column = torch.arange(group.shape[1], device=group.device).expand_as(group)
     starts = torch.ones_like(group, dtype=torch.bool)
     starts[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
     first = torch.where(starts, column, 0).cummax(1).values
@@ -188,7 +188,7 @@ class DreamQuota(Pick):
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         total = (canvas.valid & ~canvas.given).sum(1).tolist()
         left = canvas.masked.sum(1).tolist()
-        k = torch.tensor([self._next(n, n - m) for n, m in zip(total, left, strict=True)])
+        k = torch.tensor([self._next(n, n - m) for n, m in zip(total, left, strict=True)], device=among.device)
         return among & (rank(canvas, draft, among, self.by) < k[:, None])
 
     def _next(self, total: int, decided: int) -> int:
@@ -217,10 +217,10 @@ class Scattered(Pick):
         check("random", self.steps)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        time = torch.linspace(1, self.eps, self.steps + 1)
+        time = torch.linspace(1, self.eps, self.steps + 1).to(among.device)
         chance = 1 - time[1:] / time[:-1]
         chance[-1] = 1
-        step = torch.arange(self.steps)[:, None, None]
+        step = torch.arange(self.steps, device=among.device)[:, None, None]
         hit = noise.uniform(canvas.seed[:, None], step, canvas.position) < chance[:, None, None]
         turn = hit.int().argmax(0).masked_fill(~among, self.steps)
         return among & (turn == turn.amin(1, keepdim=True))

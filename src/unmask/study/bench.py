@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from unmask import recipes as known_recipes
-from unmask.decode import Canvas, Ledger, Recipe, decode, ended
+from unmask.decode import Canvas, Ledger, Recipe, decode
 from unmask.denoise import Plain
 from unmask.errors import UserError
 from unmask.models.transformer import Transformer
 from unmask.study import machine
+from unmask.study.evaluate import recipe_for
 from unmask.study.results import Results
 
 RECIPES = ("llada", "threshold", "factor", "eb", "prophet", "prefix", "dual", "freecache", "dkv", "ar")
@@ -50,12 +51,9 @@ class Plan:
     dtype: str = "float32"
     prompts: int = 8
 
-    def recipe(self, name: str) -> Recipe:
-        """The named recipe fitted to this length; a row also ends at an EOS with everything before it decided."""
-        wanted = {"block": min(self.block, self.length), "steps": self.length}
-        defaults = known_recipes.entry(name).defaults
-        recipe = known_recipes.get(name, **{k: v for k, v in wanted.items() if k in defaults})
-        return replace(recipe, stop=recipe.stop | ended)
+    def recipe(self, name: str, model: Transformer) -> Recipe:
+        """The recipe that `generate` would use at this length; a row also ends at a settled EOS."""
+        return recipe_for(model, name, self.length, block=self.block)
 
 
 class Stopwatch:
@@ -115,8 +113,8 @@ def measure(model: Transformer, recipe: Recipe, prompt: Sequence[int], length: i
 
 def runs(pair: Pair, prompts: Sequence[Sequence[int]], plan: Plan) -> Iterator[Row]:
     """One row a run, interleaved over recipes, after a warm-up of each, with no garbage collected meanwhile."""
-    jobs = [(name, plan.recipe(name), i) for name in plan.recipes for i in range(len(prompts))]
     model = {name: pair.twin if name == "ar" else pair.dllm for name in plan.recipes}
+    jobs = [(name, plan.recipe(name, model[name]), i) for name in plan.recipes for i in range(len(prompts))]
     for name, recipe, i in jobs:
         if i == 0:
             measure(model[name], recipe, prompts[i], plan.length)

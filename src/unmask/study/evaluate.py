@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from unmask.decode import Canvas, Ledger, Recipe, decode, ended, useful
+from unmask import recipes
+from unmask.decode import Canvas, Ledger, Recipe, decode, useful
 from unmask.denoise import Plain
 from unmask.models.transformer import Transformer
+from unmask.settings import Settings, choose
 from unmask.study.tasks import Task
 from unmask.train.vocabulary import SEP
 
@@ -39,16 +41,13 @@ class Result:
         }
 
 
-def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **settings: Any) -> Recipe:
-    """A named recipe fitted to a response of `length` cells, ending at a settled EOS; `ar` for a causal model."""
-    from unmask import recipes
-
-    known = recipes.entry("ar" if model.config.autoregressive else name).defaults
-    wanted = {"block": min(block or 32, length), "steps": length, **settings}
-    recipe = recipes.get(
-        "ar" if model.config.autoregressive else name, **{k: v for k, v in wanted.items() if k in known}
-    )
-    return recipe if model.config.autoregressive else replace(recipe, stop=recipe.stop | ended)
+def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **rules: Any) -> Recipe:
+    """The recipe that `generate` would use for a response of `length` cells; `ar` for a causal model whatever the name."""
+    c = model.config
+    if c.autoregressive:
+        return choose(Settings(recipe="ar"), c, length)
+    sized = block is not None and "block" in recipes.entry(name).defaults
+    return choose(Settings(recipe=name, block=min(block, length) if sized and block else None, **rules), c, length)
 
 
 def respond(model: Transformer, recipe: Recipe, prompts: Sequence[Sequence[int]], length: int) -> tuple[Canvas, Ledger]:
