@@ -56,9 +56,22 @@ def test_beside_other_recipes(kind: str) -> None:
     canvas = cat([replace(start, slot=start.slot + 4 * i) for i in range(len(OPEN))])
     which = torch.arange(len(OPEN)).repeat_interleave(4)
     mixed = Mixed(tuple(small(name) for name in OPEN), which)
-    end, _ = run(plain(kind, mixed, canvas, slots=len(canvas)), mixed, canvas)
+    order = (torch.arange(len(canvas)) * 7 + 3) % len(canvas)  # 7 divides no number of rows here: a permutation
+    assert order.unique().numel() == len(canvas)
+    end, _ = run(plain(kind, mixed, canvas, slots=len(canvas)), mixed, canvas[order])
+    end = end[order.argsort()]
     for i, name in enumerate(OPEN):
         assert [result(end, 4 * i + row) for row in range(4)] == alone(name, kind), name
+
+
+@pytest.mark.parametrize("by", ["random", "margin", "entropy", "gap"])
+def test_by_any_confidence(by: str) -> None:
+    recipe, canvas = small("dual-quota", by=by), ragged()
+    whole, _ = run(plain("full", recipe, canvas), recipe, canvas)
+    for row in range(len(canvas)):
+        one = canvas[row : row + 1]
+        assert result(run(plain("full", recipe, one), recipe, one)[0], 0) == result(whole, row)
+    assert results(whole) != alone("dual-quota", "full")
 
 
 def test_a_slot_is_used_again() -> None:
