@@ -13,6 +13,9 @@ from unmask.errors import UserError, suggest
 if TYPE_CHECKING:
     from unmask.train.loop import Progress, Trainer
 
+RATES = {"ar": (0.02, 0.003), "dllm": (0.003, 0.001)}
+"""Peak rates of Muon and AdamW: a twin starts from random weights, a dLLM from its twin, which a higher rate destroys."""
+
 ITEMS = 64
 """Problems, and descriptions, that are decoded to measure accuracy along the way."""
 
@@ -25,8 +28,8 @@ def train(
     e2e: Annotated[Path, typer.Option(help="Folder of the E2E data (train.jsonl.gz, ...).")] = Path("data/e2e"),
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this checkpoint.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, data and masks.")] = 0,
-    muon_lr: Annotated[float, typer.Option(help="Learning rate of matrices.")] = 0.003,
-    adam_lr: Annotated[float, typer.Option(help="Learning rate of the rest.")] = 0.001,
+    muon_lr: Annotated[float | None, typer.Option(help="Rate of matrices; default 0.02 (ar), 0.003 (dllm).")] = None,
+    adam_lr: Annotated[float | None, typer.Option(help="Rate of the rest; default 0.003 (ar), 0.001 (dllm).")] = None,
     decay: Annotated[float, typer.Option(help="Share of the run over which the rate decays.")] = 0.7,
     compile: Annotated[bool, typer.Option(help="Compile the loss; needs a C++ compiler.")] = True,
     mixture: Annotated[str, typer.Option(help="Shares of the tasks: even, or short for single items.")] = "even",
@@ -49,7 +52,8 @@ def train(
         raise suggest(mixture, MIXTURES, "mixture")
     rows = restaurants.clean(restaurants.read(e2e, "train"))
     tokenizer = vocabulary.build(rows)
-    rates: dict[str, Any] = {"muon_lr": muon_lr, "adam_lr": adam_lr, "decay": decay}
+    default = RATES[kind]
+    rates: dict[str, Any] = {"muon_lr": muon_lr or default[0], "adam_lr": adam_lr or default[1], "decay": decay}
     rates |= {"mixture": mixture, "keep": tuple(keep or ())}
     config = TrainConfig(kind=kind, steps=steps, seed=seed, compile=compile, **rates)
     trainer = Trainer(config, Mixture(tokenizer, rows, seed), out)
