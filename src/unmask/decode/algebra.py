@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -18,16 +18,15 @@ from unmask.decode.draft import Draft
 TERMS: dict[str, Any] = {}
 """Names that an expression may use: rule classes (called) and ready rules (as they are)."""
 
-T = TypeVar("T")
 R = TypeVar("R", bound="Rule")
 
 
-def term(name: str) -> Callable[[type[T]], type[T]]:
+def term(name: str) -> Callable[[type[R]], type[R]]:
     """Register a rule class under the name that expressions and reprs use."""
 
-    def register(cls: type[T]) -> type[T]:
+    def register(cls: type[R]) -> type[R]:
         TERMS[name] = cls
-        cls._name = name  # type: ignore[attr-defined]
+        cls._name = name
         return cls
 
     return register
@@ -40,9 +39,10 @@ def ready(name: str, rule: R) -> R:
     return rule
 
 
-class Rule(ABC):
+class Rule:
     """What all rules share: a printable form, and what they must be shown."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     _name = ""
     _binds = 5
     """How tightly the printed form binds: 1 |, 2 &, 3 >>, 4 ~, 5 everything else."""
@@ -51,7 +51,7 @@ class Rule(ABC):
         if isinstance(TERMS.get(self._name), Rule):
             return self._name
         parts = []
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(self):
             value = getattr(self, f.name)
             if f.default is MISSING:
                 parts.append(repr(value))
@@ -62,7 +62,7 @@ class Rule(ABC):
     @property
     def parts(self) -> tuple[Rule, ...]:
         """The rules this one is made of."""
-        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        values = (getattr(self, f.name) for f in fields(self))
         return tuple(v for v in values if isinstance(v, Rule))
 
     def walk(self) -> Iterator[Rule]:
@@ -84,7 +84,7 @@ class Rule(ABC):
         return repr(part) if part._binds >= binds else f"({part!r})"
 
 
-class Where(Rule):
+class Where(Rule, ABC):
     """A set of positions named from the canvas alone: canvas -> [B, L] bool."""
 
     always = False
@@ -114,7 +114,7 @@ class Where(Rule):
         return PickWhen(Chosen(self), rows) if rows.drafted else WhereWhen(self, rows)
 
 
-class Pick(Rule):
+class Pick(Rule, ABC):
     """A choice function: (canvas, draft, candidates [B, L]) -> the chosen candidates [B, L]."""
 
     always = False
@@ -134,7 +134,7 @@ class Pick(Rule):
         return PickWhen(self, rows)
 
 
-class Rows(Rule):
+class Rows(Rule, ABC):
     """A condition on rows: (canvas, draft) -> [B] bool. `drafted` ones need the draft."""
 
     drafted = False
@@ -189,11 +189,14 @@ class _When(Rule):
 
 @dataclass(frozen=True, repr=False)
 class WhereOr(_Or, Where):
+    """Positions in either."""
+
     left: Where
     right: Where
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """One of the two is enough."""
         return self.left.always or self.right.always
 
     def __call__(self, canvas: Canvas) -> Tensor:
@@ -202,11 +205,14 @@ class WhereOr(_Or, Where):
 
 @dataclass(frozen=True, repr=False)
 class WhereAnd(_And, Where):
+    """Positions in both."""
+
     left: Where
     right: Where
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """It takes both."""
         return self.left.always and self.right.always
 
     def __call__(self, canvas: Canvas) -> Tensor:
@@ -215,10 +221,13 @@ class WhereAnd(_And, Where):
 
 @dataclass(frozen=True, repr=False)
 class WhereNot(_Not, Where):
+    """Positions outside of `rule`, the padding included."""
+
     rule: Where
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """Are the cells it leaves out optional or decided?"""
         return self.rule.optional or self.rule.decided
 
     def __call__(self, canvas: Canvas) -> Tensor:
@@ -227,6 +236,8 @@ class WhereNot(_Not, Where):
 
 @dataclass(frozen=True, repr=False)
 class WhereWhen(_When, Where):
+    """Positions of `rule` in the rows that satisfy `rows`."""
+
     rule: Where
     rows: Rows
 
@@ -244,11 +255,12 @@ class Chosen(Pick):
         return repr(self.rule)
 
     @property
-    def _binds(self) -> int:  # type: ignore[override]
+    def _binds(self) -> int:
         return self.rule._binds
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """As much as the positions do."""
         return self.rule.always
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
@@ -257,11 +269,14 @@ class Chosen(Pick):
 
 @dataclass(frozen=True, repr=False)
 class PickOr(_Or, Pick):
+    """What either chooses among the candidates."""
+
     left: Pick
     right: Pick
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """One of the two is enough."""
         return self.left.always or self.right.always
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
@@ -274,10 +289,11 @@ class Then(_Binary, Pick):
 
     left: Pick
     right: Pick
-    _sign, _binds = ">>", 3  # pyright: ignore[reportAssignmentType]
+    _sign, _binds = ">>", 3
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """It takes both."""
         return self.left.always and self.right.always
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
@@ -286,6 +302,8 @@ class Then(_Binary, Pick):
 
 @dataclass(frozen=True, repr=False)
 class PickWhen(_When, Pick):
+    """What `rule` chooses in the rows that satisfy `rows`."""
+
     rule: Pick
     rows: Rows
 
@@ -295,15 +313,19 @@ class PickWhen(_When, Pick):
 
 @dataclass(frozen=True, repr=False)
 class RowsOr(_Or, Rows):
+    """Rows that satisfy either."""
+
     left: Rows
     right: Rows
 
     @property
-    def drafted(self) -> bool:  # type: ignore[override]
+    def drafted(self) -> bool:
+        """Does either look at the draft?"""
         return self.left.drafted or self.right.drafted
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """One of the two is enough."""
         return self.left.always or self.right.always
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
@@ -312,15 +334,19 @@ class RowsOr(_Or, Rows):
 
 @dataclass(frozen=True, repr=False)
 class RowsAnd(_And, Rows):
+    """Rows that satisfy both."""
+
     left: Rows
     right: Rows
 
     @property
-    def drafted(self) -> bool:  # type: ignore[override]
+    def drafted(self) -> bool:
+        """Does either look at the draft?"""
         return self.left.drafted or self.right.drafted
 
     @property
-    def always(self) -> bool:  # type: ignore[override]
+    def always(self) -> bool:
+        """It takes both."""
         return self.left.always and self.right.always
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
@@ -329,10 +355,13 @@ class RowsAnd(_And, Rows):
 
 @dataclass(frozen=True, repr=False)
 class RowsNot(_Not, Rows):
+    """Rows that do not satisfy `rule`."""
+
     rule: Rows
 
     @property
-    def drafted(self) -> bool:  # type: ignore[override]
+    def drafted(self) -> bool:
+        """Does the negated condition look at the draft?"""
         return self.rule.drafted
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:

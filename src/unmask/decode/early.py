@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from unmask.decode.draft import Draft
 from unmask.decode.where import Region
 
 
-class Schedule(Rule):
+class Schedule(Rule, ABC):
     """A threshold as a function of progress in [0, 1]."""
 
     @abstractmethod
@@ -84,9 +84,9 @@ class Exponential(Schedule):
 class Sure(Rows):
     """Rows whose mean confidence over a region has reached the threshold of their progress.
 
-    `criterion`: gap (raw logits, decided cells included), score or margin. Progress is that of `clock`, a quota schedule,
-    or else the decided share of the response. A row that has undecided cells without logits in this draft is never sure:
-    what was not read cannot be committed.
+    `criterion`: gap (raw logits, decided cells included), score or margin. Progress is that of `clock`, a quota
+    schedule, or else the decided share of the response. A row that has undecided cells without logits in this draft is
+    never sure: what was not read cannot be committed.
     """
 
     schedule: Schedule
@@ -100,6 +100,7 @@ class Sure(Rows):
             raise ValueError(f"cannot be sure by {self.criterion!r}; known: gap, score, margin")
 
     def reads(self, canvas: Canvas) -> Tensor:
+        """[B, L] bool: the region the mean is taken over."""
         return self.where(canvas)
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
