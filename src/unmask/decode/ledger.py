@@ -39,10 +39,12 @@ class Report:
 
     @property
     def tokens_per_forward(self) -> float:
+        """Cells decided for each forward of a row."""
         return self.tokens / max(1, self.forwards)
 
     @property
     def useful_tokens_per_second(self) -> float:
+        """Response cells before the first EOS for each second of wall-clock time."""
         return self.useful_tokens / max(1e-9, self.seconds)
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.early import Sure
 from unmask.decode.expression import parse
-from unmask.decode.where import Budget, Dirty, Everything, Filled, Finished
+from unmask.decode.where import Budget, Dirty, Everything, Finished, filled
 from unmask.errors import UserError
 
 PARTS = ("query", "unmask", "remask", "stop")
@@ -24,15 +25,15 @@ PARTS = ("query", "unmask", "remask", "stop")
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """`query` names the cells to compute, `unmask` chooses what to commit, `remask` what to give back, `stop` ends a row.
+    """`query` names the cells to compute, `unmask` chooses what to commit, `remask` what to give back.
 
-    A stack that cannot work is refused here, with the reason (ValueError).
+    `stop` ends a row. A stack that cannot work is refused here, with the reason (ValueError).
     """
 
     query: Where
     unmask: Pick
     remask: Pick | None = None
-    stop: Rows = Filled()
+    stop: Rows = filled
     name: str = field(default="", compare=False)
     cite: str = field(default="", compare=False)
 
@@ -115,8 +116,8 @@ class Recipe:
             raise UserError(f"the recipe lacks {' and '.join(missing)}")
         for word, text_of in data.get("let", {}).items():
             known[word] = parse(text_of, known)
-        parts = {part: parse(table[part], known) for part in PARTS if part in table}
-        return Recipe(**parts, name=data.get("name", ""), cite=data.get("cite", ""))  # type: ignore[arg-type]
+        parts: dict[str, Any] = {part: parse(table[part], known) for part in PARTS if part in table}
+        return Recipe(**parts, name=data.get("name", ""), cite=data.get("cite", ""))
 
 
 def _readers(rule: Rule) -> Iterator[Rule]:
@@ -142,23 +143,29 @@ class Mixed:
 
     @property
     def cached(self) -> bool:
+        """Does any forward of any of the recipes rely on an earlier one?"""
         return any(r.cached for r in self.recipes)
 
     @property
     def remask(self) -> Pick | None:
+        """What each row's recipe gives back; None where no recipe gives anything back."""
         return _MixedPick(self, "remask") if any(r.remask for r in self.recipes) else None
 
     @property
     def unmask(self) -> Pick:
+        """What each row's recipe commits."""
         return _MixedPick(self, "unmask")
 
     def query(self, canvas: Canvas) -> Tensor:
+        """[B, L] bool: the cells that each row's recipe computes."""
         return self._rows(canvas, lambda recipe, rows: recipe.query(canvas[rows]))
 
     def need(self, canvas: Canvas) -> Tensor:
+        """[B, L] bool: the cells whose logits each row's recipe wants."""
         return self._rows(canvas, lambda recipe, rows: recipe.need(canvas[rows]))
 
     def stop(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        """[B] bool: the rows that end by their own recipe."""
         part = None if draft is None else draft
         return self._rows(
             canvas, lambda r, rows: r.stop(canvas[rows], None if part is None else part[rows]), wide=False
