@@ -131,6 +131,7 @@ class Equation:
 
     @property
     def result(self) -> int:
+        """The number on the right-hand side."""
         return OPERATIONS[self.op](self.a, self.b)
 
     @property
@@ -154,6 +155,7 @@ class Problem:
 
     @property
     def answer(self) -> int:
+        """The result of the last equation."""
         return self.steps[-1].result
 
     @property
@@ -186,6 +188,7 @@ class Story:
     used_held: bool = False
 
     def say(self, group: str, **numbers: int) -> None:
+        """Tell one sentence of the group, in its held-out phrasing with probability `held`."""
         phrases = PHRASES[group]
         held = self.r.random() < self.held
         self.used_held |= held
@@ -193,6 +196,7 @@ class Story:
         self.text.append(phrase.format(**self.words, **numbers))
 
     def calc(self, a: int, op: str, b: int) -> int:
+        """Add an equation and return its result; Overflow where it does not stay a whole number in [0, LIMIT)."""
         if op == "/" and (b == 0 or a % b):
             raise Overflow
         equation = Equation(a, op, b)
@@ -202,6 +206,7 @@ class Story:
         return equation.result
 
     def rename(self, **words: str) -> None:
+        """Use these words in the sentences that follow."""
         self.words = self.words | words
 
 
