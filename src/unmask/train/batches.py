@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,10 @@ MIXTURES: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens [B, P + R]: prompt right-aligned at column P, response padded with EOS; `valid` is False on the prompt's padding."""
+    """tokens [B, P + R]: prompt right-aligned at column P, response padded with EOS.
+
+    `valid` is False on the prompt's padding.
+    """
 
     tokens: Tensor
     valid: Tensor
@@ -95,13 +98,13 @@ class Mixture:
             responses += [b for _, b in fits]
         return collate(prompts[:count], responses[:count], bucket)
 
-    def _pairs(self, bucket: Bucket, seed: int):
+    def _pairs(self, bucket: Bucket, seed: int) -> Iterator[tuple[str, str]]:
         r = random.Random(seed)
-        source = problems.problems(seed) if bucket.task == "problems" else self._restaurants(r)
-        make = problems.worksheet if bucket.task == "problems" else restaurants.guide
+        drawn, told = problems.problems(seed), self._restaurants(r)
         while True:
-            yield make(source, r.choice(bucket.items))[:2]  # type: ignore[arg-type]
+            k = r.choice(bucket.items)
+            yield (problems.worksheet(drawn, k) if bucket.task == "problems" else restaurants.guide(told, k))[:2]
 
-    def _restaurants(self, r: random.Random):
+    def _restaurants(self, r: random.Random) -> Iterator[restaurants.Restaurant]:
         while True:
             yield r.choice(self.rows)

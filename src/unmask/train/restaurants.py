@@ -1,4 +1,4 @@
-"""E2E restaurant descriptions (Novikova et al. 2017, CC BY-SA 4.0): meaning representation -> sentence, and its scoring."""
+"""E2E restaurant descriptions (Novikova et al. 2017, CC BY-SA 4.0): meaning representation -> sentence, and scoring."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from unmask.errors import UserError
@@ -36,10 +37,11 @@ class Restaurant:
 
 def parse(meaning: str) -> tuple[tuple[str, str], ...]:
     """Split a meaning representation into (slot, value) pairs with the spelling of slots and prices made uniform."""
-    pairs = re.findall(r"([\w ]+)\[([^\]]*)\]", meaning)
+    pairs: list[tuple[str, str]] = re.findall(r"([\w ]+)\[([^\]]*)\]", meaning)
     if not pairs:
         raise UserError(f"not a meaning representation: {meaning!r}; expected e.g. 'name[Blue Spice], eatType[pub]'")
-    return tuple((NAMES.get(k.strip(), k.strip()), re.sub(r"\s*([£-])\s*", r" \1 ", v).strip()) for k, v in pairs)
+    named = ((key.strip(), value) for key, value in pairs)
+    return tuple((NAMES.get(key, key), re.sub(r"\s*([£-])\s*", r" \1 ", value).strip()) for key, value in named)
 
 
 def words(text: str) -> list[str]:
@@ -56,7 +58,7 @@ def realised(slots: tuple[tuple[str, str], ...], text: str) -> dict[str, bool]:
 def doubled(text: str) -> bool:
     """Does any word follow itself?"""
     flat = words(text.lower())
-    return any(a == b and a[0].isalnum() for a, b in zip(flat, flat[1:], strict=False))
+    return any(a == b and a[0].isalnum() for a, b in pairwise(flat))
 
 
 def read(root: Path, split: str) -> list[Restaurant]:
