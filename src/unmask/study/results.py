@@ -24,9 +24,8 @@ def plain(value: Any) -> Any:
         return asdict(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    tolist = getattr(value, "tolist", None)
+    return str(value) if tolist is None else tolist()
 
 
 class Results:
