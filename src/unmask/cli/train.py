@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unmask.train.loop import Progress, Trainer
 
 RATES = {"ar": (0.02, 0.003), "dllm": (0.003, 0.001)}
-"""Peak rates of Muon and AdamW: a twin starts from random weights, a dLLM from its twin, which a higher rate destroys."""
+"""Peak rates of Muon and AdamW: a twin starts at random, a dLLM from its twin, which a higher rate destroys."""
 
 ITEMS = 64
 """Problems, and descriptions, that are decoded to measure accuracy along the way."""

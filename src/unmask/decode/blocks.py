@@ -120,7 +120,7 @@ class Entered(Rows):
 
 @dataclass(frozen=True, repr=False)
 class After(Where):
-    """Blocks whose predecessor is decided to at least `progress` (the prompt counts as decided); with `every`, each one."""
+    """Blocks whose predecessor (with `every`: each before) is decided to `progress`; the prompt counts as decided."""
 
     blocks: Blocks
     progress: float
@@ -157,8 +157,11 @@ class Settled(Where):
 
 @dataclass(frozen=True, repr=False)
 class Quota(Pick):
-    """LLaDA's linear schedule (Nie et al. 2025): the steps are shared out over the blocks, then a block's undecided cells
-    over its steps, the remainder going to the first ones. Always at least one cell."""
+    """LLaDA's linear schedule (Nie et al. 2025), always at least one cell.
+
+    The steps are shared out over the blocks, then a block's undecided cells over its steps, the remainder going to the
+    first ones.
+    """
 
     blocks: Blocks
     steps: int
@@ -177,7 +180,7 @@ class Quota(Pick):
         return among & (rank(canvas, draft, among, self.by) < k[:, None])
 
     def progress(self, canvas: Canvas) -> Tensor:
-        """[B] float64: the published loop's step counter (from 1) over all steps, counting steps that commit nothing."""
+        """[B] float64: the published loop's step counter (from 1) over all steps, also those that commit nothing."""
         base, rest, decided, before = canvas.derive((self, "plan"), lambda: self._plan(canvas))
         early = decided.clamp(max=rest * (base + 1)) // (base + 1)
         late = (decided - rest * (base + 1)).clamp(min=0) // base.clamp(min=1)

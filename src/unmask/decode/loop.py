@@ -12,7 +12,7 @@ from unmask.decode.draft import Draft
 from unmask.decode.recipe import Mixed, Recipe
 
 Denoiser = Callable[[Canvas, Tensor, Tensor], Draft]
-"""(canvas, query [B, L], need [B, L]) -> Draft: compute the queried cells and return logits for those needed and in reach.
+"""(canvas, query [B, L], need [B, L]) -> Draft: compute the queried cells, return logits of those needed and in reach.
 
 A denoiser may compute more than it was asked for (the cell before, where logits are shifted) and says so in the draft.
 """

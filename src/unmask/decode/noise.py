@@ -1,7 +1,7 @@
 """Counter-based randomness: every number is a function of (row seed, step, position, draw) and of nothing else.
 
-Batch composition, restart and tracing therefore cannot change a sample. The generator is splitmix64 (Steele et al. 2014)
-chained over the four counters; torch's int64 products wrap, which is what it needs.
+Batch composition, restart and tracing therefore cannot change a sample. The generator is splitmix64 (Steele et al.
+2014) chained over the four counters; torch's int64 products wrap, which is what it needs.
 """
 
 from __future__ import annotations

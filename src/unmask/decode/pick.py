@@ -114,8 +114,8 @@ class Leftmost(Pick):
 class Factor(Pick):
     """The longest run of surest candidates whose n-th has probability of at least 1 - factor / (n + 1); always one.
 
-    Fast-dLLM's factor rule (Wu et al. 2025, section 3.3). Its released code commits all candidates when only the last one
-    fails; `lenient` does so too.
+    Fast-dLLM's factor rule (Wu et al. 2025, section 3.3). Its released code commits all candidates when only the last
+    one fails; `lenient` does so too.
     """
 
     factor: float

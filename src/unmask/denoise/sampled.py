@@ -28,9 +28,8 @@ class Sampled:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"temperature and top_k must be >= 0 and top_p in (0, 1]: {self.temperature}, {self.top_k}, {self.top_p}"
-            )
+            given = f"{self.temperature}, {self.top_k}, {self.top_p}"
+            raise UserError(f"temperature and top_k must be >= 0 and top_p in (0, 1]: {given}")
 
     def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
         draft = self.denoise(canvas, query, need)

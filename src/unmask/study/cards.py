@@ -1,4 +1,4 @@
-"""`unmask evaluate`: decoded accuracy of a model on the embedded tasks, into `results/` and, if asked, into its card."""
+"""`unmask evaluate`: decoded accuracy of a model on the embedded tasks, into `results/` and, if asked, its card."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Result:
 
 
 def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **rules: Any) -> Recipe:
-    """The recipe that `generate` would use for a response of `length` cells; `ar` for a causal model whatever the name."""
+    """The recipe that `generate` would use for `length` response cells; `ar` for a causal model whatever the name."""
     c = model.config
     if c.autoregressive:
         return choose(Settings(recipe="ar"), c, length)

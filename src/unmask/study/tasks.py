@@ -58,7 +58,7 @@ def _restaurant(row: restaurants.Restaurant) -> Item:
 
 
 def descriptions(root: Path, n: int, *, split: str = "test") -> Task:
-    """The first n distinct meaning representations of E2E, spread over the split: `right` is the share of slots realised."""
+    """n distinct meaning representations of E2E, spread over the split: `right` is the share of slots realised."""
     rows = list({r.slots: r for r in restaurants.read(root, split)}.values())
     step = max(1, len(rows) // n)
     return Task("restaurants", tuple(_restaurant(r) for r in islice(rows[::step], n)), 40)

@@ -164,7 +164,7 @@ class Trainer:
     def run(
         self, *, evaluate: Callable[[Transformer], dict[str, float]] | None = None, evaluate_every: int = 2000
     ) -> Iterator[Progress]:
-        """Train to the end, yielding progress every 20 steps; `evaluate` is called at checkpoints of `evaluate_every`."""
+        """Train to the end, yielding progress every 20 steps; `evaluate` is called every `evaluate_every` steps."""
         c, mean, began, metrics = self.config, 0.0, time.monotonic() - self.seconds, {}
         marks = {max(1, round(f * c.steps)): f for f in c.keep}
         start, since = self.step, time.monotonic()

@@ -45,7 +45,7 @@ def corrupt(response: Tensor, generator: torch.Generator, *, suffix: float = 0.6
 
 
 def dllm_inputs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(input tokens [B, S], weights [B, R], visible [B, 1, S, S]) of the masked objective; the prompt is never masked."""
+    """(input tokens [B, S], weights [B, R], visible [B, 1, S, S]) of the masked objective; prompts are never masked."""
     response = batch.tokens[:, batch.prompt :]
     masked, weight = corrupt(response, generator)
     noisy = torch.cat([batch.tokens[:, : batch.prompt], response.masked_fill(masked, MASK)], 1)
@@ -66,7 +66,7 @@ def ar_inputs(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor,
 def loss(
     model: Transformer, inputs: Tensor, target: Tensor, weight: Tensor, visible: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Weighted cross-entropy of the response, mean over rows: target and weight [B, R], logits read where `shift` says."""
+    """Weighted cross-entropy of the response, mean over rows: target, weight [B, R], logits read where `shift` says."""
     (rows, size), width = inputs.shape, target.shape[1]
     first = size - width - int(model.config.shift)
     need = (torch.arange(rows)[:, None] * size + torch.arange(first, first + width)).flatten()
