@@ -187,10 +187,10 @@ def byte_level(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     spaced = bool(config.get("add_prefix_space", False))
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     plain = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=gpt2)
-    inner.pre_tokenizer = plain if gpt2 else pre_tokenizers.Sequence([split, plain])  # type: ignore[assignment]
+    inner.pre_tokenizer = plain if gpt2 else pre_tokenizers.Sequence([split, plain])
     if not gpt2:
-        inner.normalizer = normalizers.NFC()  # type: ignore[assignment]
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        inner.normalizer = normalizers.NFC()
+    inner.decoder = decoders.ByteLevel()
     for id, token in sorted(added_tokens(path, config).items()):
         inner.add_tokens([token])
         if inner.token_to_id(token.content) != id:

@@ -53,7 +53,7 @@ def build(rows: Iterable[restaurants.Restaurant]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"####|'s|[\p{L}\p{N}]+|[^\s\p{L}\p{N}]"), "removed", invert=True
-    )  # type: ignore[assignment]
-    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=False)  # type: ignore[assignment]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=False)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer
