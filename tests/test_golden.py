@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from golden import toy
 from golden.load import Case, traces
-
 from unmask import recipes
 from unmask.decode import Canvas, Ledger, Recipe, decode
 from unmask.denoise import Plain
