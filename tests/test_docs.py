@@ -53,8 +53,7 @@ def test_readme_recipe_is_the_dual_cache() -> None:
     (code,) = blocks("README.md", "toml")
     from unmask import recipes
 
-    text = '[defaults]\nblock = 32\n[let]\nb = "blocks(block)"\n[recipe]\n' + code
-    assert Recipe.from_toml(text) == recipes.get("dual")
+    assert Recipe.from_toml(code) == recipes.get("dual")
 
 
 def test_a_method_in_ten_lines(words: None) -> None:

@@ -182,7 +182,20 @@ REFUSALS = [
     ({"length": 16, "gen_length": 32}, "contradict each other"),
     ({"temperature": -1.0}, "temperature must be a number >= 0"),
     ({"temperature": float("nan")}, "temperature must be a number >= 0"),
-    ({"temperature": 1.0, "top_p": 0.0}, "top_p in"),
+    ({"temperature": float("inf")}, "temperature must be finite"),
+    ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0"),
+    ({"top_p": 2}, "top_p must be above 0 and at most 1"),
+    ({"top_p": "all"}, "top_p must be a number >= 0"),
+    ({"temperature": 1.0, "top_k": 1.5}, "top_k must be a whole number of at least 0"),
+    ({"top_k": -3}, "top_k must be a whole number of at least 0"),
+    ({"seed": 2**70}, "seed must be a whole number between"),
+    ({"recipe": "dream", "eps": 5}, "eps is the noise"),
+    ({"prompt": 3}, "a prompt is a text, a list of messages or a list of texts"),
+    ({"prompt": b"Anna"}, "a prompt is a text, a list of messages or a list of texts"),
+    ({"prompt": [PROMPT, 3]}, "a prompt is a text or a list of messages"),
+    ({"suffix": 3}, "the suffix is a text"),
+    ({"streamer": 3}, "a streamer has the methods put and end"),
+    ({"on_step": 3}, "on_step is a function"),
 ]
 
 
@@ -266,6 +279,13 @@ def test_time_of_the_caller_is_not_decoding(model):
 
     out = model.generate(PROMPT, recipe="llada", length=8, on_step=lambda canvas, event: time.sleep(0.05))
     assert out.ledger.seconds < 0.05 * out.ledger.forwards
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99"])
+def test_device_that_is_not_here(folder, model, device):
+    with pytest.raises(UserError, match=f"the device '{device}' cannot be used here") as error:
+        unmask.load(folder / "dllm", device=device)
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_model(tmp_path):

@@ -112,10 +112,8 @@ class Model:
             **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
         }
         settings = resolve(given, aliases, mask_id=self.network.config.mask_id)
-        single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], Mapping))
-        prompts: Sequence[Any] = [prompt] if single else prompt
-        if streamer is not None and len(prompts) != 1:
-            raise UserError(f"a streamer shows one response, not {len(prompts)}; use on_step")
+        prompts, single = _prompts(prompt)
+        _check_listeners(streamer, on_step, len(prompts))
         job = self.prepare(prompts, settings, suffix=suffix)
         outputs = self.run(job, on_step=on_step, streamer=streamer)
         return outputs[0] if single else outputs
@@ -123,6 +121,8 @@ class Model:
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Ids of one prompt, by the model's chat template if it has one; a mask token's name in it stays text."""
         if not isinstance(prompt, str):
+            if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
+                raise UserError(f"a prompt is a text or a list of messages, not {prompt!r:.80}")
             return self.tokenizer.chat(prompt)
         if not prompt.strip():
             raise UserError("the prompt is empty; write a question")
@@ -143,6 +143,8 @@ class Model:
         """Ids of the prompt, holes for the response, ids of the suffix; UserError if they do not fit into the model."""
         c = self.network.config
         ids, length = self.encode(prompt), self.length(prompt, settings)
+        if not isinstance(suffix, str):
+            raise UserError(f"the suffix is a text, not {suffix!r:.80}")
         tail = self.tokenizer.encode(suffix) if suffix else []
         if tail and c.autoregressive:
             raise UserError("an autoregressive model cannot write towards a suffix; use a masked model")
@@ -227,12 +229,44 @@ def load(source: str | Path | None = None, *, dtype: str = "auto", device: str |
     name = str(source or zoo.NAMES[0])
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
         raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a checkpoint folder or a hub id org/name")
-    if dtype == "auto" and torch.device(device).type == "cpu":
+    device = _device(device)
+    if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype, device=device)
     if loaded.tokenizer is None:
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
+
+
+def _prompts(prompt: Any) -> tuple[Sequence[Any], bool]:
+    """The prompts of a call, and whether it was one alone: a text or a conversation."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise UserError(f"a prompt is a text, a list of messages or a list of texts, not {prompt!r:.80}")
+    single = bool(prompt) and isinstance(prompt[0], Mapping)
+    return ([prompt] if single else prompt), single
+
+
+def _check_listeners(streamer: Any, on_step: Any, prompts: int) -> None:
+    """UserError, before anything is computed, for a streamer or an `on_step` that could not be called."""
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise UserError(f"a streamer has the methods put and end, as those of transformers; {streamer!r:.80} has not")
+    if streamer is not None and prompts != 1:
+        raise UserError(f"a streamer shows one response, not {prompts}; use on_step")
+    if on_step is not None and not callable(on_step):
+        raise UserError(f"on_step is a function of a canvas and a step, not {on_step!r:.80}")
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device, or a UserError if there is none of that name or this torch cannot use it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the device {str(name)!r} cannot be used here: {reason}; use 'cpu'") from None
+    return device
 
 
 def _answer(canvas: Canvas, recipe: Recipe) -> Canvas:

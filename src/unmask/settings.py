@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,8 @@ from unmask.models.config import ModelConfig
 RecipeLike = Recipe | str | Path | None
 BLOCK = 32
 """Cells of a block where none is asked for."""
+SEEDS = 2**62
+"""Seeds are below this: they are held in 64 bits, and row i draws with seed + i."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,21 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind, least in (("length", int, 1), ("block", int, 1), ("steps", int, 1), ("seed", int, None)):
+        for name, least in (("length", 1), ("block", 1), ("steps", 1), ("top_k", 0), ("seed", -SEEDS)):
             value = getattr(self, name)
-            if value is not None and (type(value) is not kind or (least is not None and value < least)):
-                bound = "" if least is None else f" of at least {least}"
-                raise UserError(f"{name} must be a whole number{bound}, not {value!r}")
-        for name in ("threshold", "factor", "temperature", "eps"):
+            if value is not None and (type(value) is not int or not least <= value < SEEDS):
+                bound = f"of at least {least}" if name != "seed" else "between -2**62 and 2**62"
+                raise UserError(f"{name} must be a whole number {bound}, not {value!r}")
+        for name in ("threshold", "factor", "temperature", "eps", "top_p"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
                 raise UserError(f"{name} must be a number >= 0, not {value!r}")
+        if self.temperature == math.inf:
+            raise UserError("temperature must be finite")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        if self.eps is not None and self.eps > 1:
+            raise UserError(f"eps is the noise that is left at the end, at most 1, not {self.eps!r}")
 
     @property
     def rules(self) -> dict[str, Any]:
