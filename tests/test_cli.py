@@ -179,6 +179,24 @@ def test_train(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_export_of_what_is_no_checkpoint(run, tmp_path):
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name, message in (("missing.pt", "no checkpoint at"), ("text.pt", "is not a readable checkpoint")):
+        code, out, err = run("export", str(tmp_path / name), str(tmp_path / "out"), "--e2e", str(tmp_path))
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupt_is_told(run, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.cli.doctor.examine", stop)
+    code, out, err = run("doctor")
+    assert (code, out, err.strip()) == (130, "", "interrupted")
+
+
 def test_demo_without_a_terminal(run, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.zoo.__file__", str(tmp_path / "zoo" / "__init__.py"))
     monkeypatch.setattr("unmask.cli.demo.TIMED", 1)

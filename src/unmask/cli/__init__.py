@@ -14,6 +14,8 @@ from unmask.errors import UserError
 
 USAGE: Any = typer.BadParameter.__base__
 """Click's UsageError, wherever this typer keeps click."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 and the number of the signal."""
 
 app = typer.Typer(
     name="unmask",
@@ -40,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; a user's mistake is one line on stderr and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return app(given or ["--help"], prog_name="unmask", standalone_mode=False) or 0
+        code = app(given or ["--help"], prog_name="unmask", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code and say nothing
+            print("interrupted", file=sys.stderr)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         return 1

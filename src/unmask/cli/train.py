@@ -118,6 +118,8 @@ def export(
     """Turn a training checkpoint into a model folder with a card."""
     from unmask.train import restaurants, vocabulary
     from unmask.train.export import export as write
+    from unmask.train.loop import read_state
 
+    read_state(checkpoint)  # a checkpoint that is none is told before data that it would need
     card = write(checkpoint, out, vocabulary.build(restaurants.clean(restaurants.read(e2e, "train"))))
     print(f"{out}: {card['parameters']:,} parameters, {card['trained']['tokens']:,} tokens seen in this run")
