@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
@@ -11,6 +12,13 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask.errors import UserError
+
+GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+"""Marks around what an assistant wrote, for training on it only; to us they mean nothing."""
+FAILURES = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),
+)
 
 
 class ChatTemplate:
@@ -24,7 +32,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            self.template = environment.from_string(source)
+            self.template = environment.from_string(GENERATION.sub(marked, source))
         except TemplateError as error:
             raise UserError(f"the model's chat template is broken: {error}") from error
 
@@ -34,8 +42,14 @@ class ChatTemplate:
             return self.template.render(values)
         except UserError:
             raise
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        except FAILURES as error:
             raise UserError(f"the model's chat template cannot render this conversation: {error}") from error
+
+
+def marked(match: re.Match[str]) -> str:
+    """A generation mark as a tag that jinja2 knows, with the same control of white space."""
+    left, end, right = match.groups("")
+    return f"{{%{left} {'endif' if end else 'if true'} {right}%}}"
 
 
 def refuse(message: str) -> NoReturn:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
+
+Kind = Literal["full", "causal", "block"]
+Grid = Literal["absolute", "origin"]
+Prompt = Literal["bidirectional", "blocks"]
+KINDS, GRIDS, PROMPTS = get_args(Kind), get_args(Grid), get_args(Prompt)
 
 
 @dataclass(frozen=True)
@@ -18,12 +23,15 @@ class Layout:
     unless `prompt="blocks"`).
     """
 
-    kind: Literal["full", "causal", "block"] = "full"
+    kind: Kind = "full"
     size: int = 0
-    grid: Literal["absolute", "origin"] = "origin"
-    prompt: Literal["bidirectional", "blocks"] = "bidirectional"
+    grid: Grid = "origin"
+    prompt: Prompt = "bidirectional"
 
     def __post_init__(self) -> None:
+        for value, known in ((self.kind, KINDS), (self.grid, GRIDS), (self.prompt, PROMPTS)):
+            if value not in known:
+                raise ValueError(f"a layout has no {value!r}; known are {', '.join(known)}")
         if self.kind == "block" and self.size < 1:
             raise ValueError(f"a block layout needs a size of at least 1, not {self.size}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stored tensor goes: `rows` rows of one of our parameters, from row `first`."""
+    """Where a stored tensor of `shape` goes: into the rows of one of our parameters, from row `first`."""
 
     parameter: str
     first: int
-    rows: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,14 @@ FAMILIES = (
 OWN = "UnmaskTransformer"
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached)$")
 HEADS = {"lm_head.weight", "model.transformer.ff_out.weight", "head.weight"}
+POSITIVE = {
+    *("vocab_size", "d_model", "layers", "heads", "ff", "kv_heads"),
+    *("head_dim", "max_positions", "token_count", "original"),
+}
+NUMBERS = {"rope_theta", "norm_eps", "factor", "low", "high"}
+FLAGS = {"qkv_bias", "qk_norm", "tied", "shift"}
+LIMITS = {"layers": 4096, "max_positions": 1 << 22}
+"""What is built before the weights are compared with it must not exhaust the machine."""
 OPTIONAL = {"kv_heads": 0, "head_dim": 0, "tied": False, "qkv_bias": False, "max_positions": 4096, "norm_eps": 1e-6}
 
 
@@ -193,7 +202,7 @@ def config_of(raw: Json, generation: Json, where: str | Path) -> ModelConfig:
         family = next((f for f in FAMILIES if f.architecture in said), None)
         if family is not None:
             return published_config(family, raw, generation)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where}: config.json: {error}") from error
     named = ", ".join(map(str, said)) or raw.get("model_type") or "not named in config.json"
     raise UserError(f"{where}: architecture {named} is not supported; supported are {supported()}")
@@ -229,7 +238,7 @@ def published_config(family: Family, raw: Json, generation: Json) -> ModelConfig
     if "layout" not in family.fixed and not 0 <= mask < vocabulary:
         raise UserError(f"mask_token_id {mask} is outside the vocabulary of {vocabulary}")
     ends = [*ids(raw.get("eos_token_id")), *ids(generation.get("eos_token_id")), *family.stops]
-    starts = [*ids(raw.get("bos_token_id")), *ids(generation.get("bos_token_id")), -1]
+    starts = [*ids(raw.get("bos_token_id")), *ids(generation.get("bos_token_id"))]
     return checked(
         ModelConfig(
             **{**sizes, **family.fixed},
@@ -237,7 +246,7 @@ def published_config(family: Family, raw: Json, generation: Json) -> ModelConfig
             rope_scaling=scaling,
             mask_id=mask,
             eos_ids=tuple(dict.fromkeys(i for i in ends if 0 <= i < vocabulary)),
-            bos_id=starts[0],
+            bos_id=next((i for i in starts if 0 <= i < vocabulary), -1),
             token_count=min(vocabulary, raw.get("vocab_size") or vocabulary),
             family=family.name,
         )
@@ -286,6 +295,18 @@ def ids(value: Any) -> list[int]:
 
 def checked(config: ModelConfig) -> ModelConfig:
     """The config, if a transformer can be built of it; UserError otherwise."""
+    for name, value in [(f.name, getattr(part, f.name)) for part in parts_of(config) for f in fields(part)]:
+        if name in POSITIVE:
+            positive(value, name)
+        elif name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf):
+            raise UserError(f"{name} must be a positive number, not {value!r}")
+        elif name in FLAGS and not isinstance(value, bool):
+            raise UserError(f"{name} must be true or false, not {value!r}")
+    for name, limit in LIMITS.items():
+        if getattr(config, name) > limit:
+            raise UserError(f"{name} is {getattr(config, name)}; more than {limit} is not supported")
+    if not all(type(i) is int and i < config.vocab_size for i in (config.mask_id, config.bos_id, *config.eos_ids)):
+        raise UserError(f"special ids must be integers within the vocabulary of {config.vocab_size}")
     if config.head_dim % 2:
         raise UserError(f"a head of {config.head_dim} dimensions cannot be rotated; it must be even")
     if not config.head_dim * config.heads:
@@ -293,18 +314,24 @@ def checked(config: ModelConfig) -> ModelConfig:
     return config
 
 
+def parts_of(config: ModelConfig) -> list[ModelConfig | RopeScaling]:
+    """The config and the records inside it that hold numbers."""
+    return [config] if config.rope_scaling is None else [config, config.rope_scaling]
+
+
 def places_of(config: ModelConfig, shapes: Mapping[str, Iterable[int]]) -> dict[str, Place]:
     """Every tensor that a checkpoint of this config must hold, by its published name."""
-    rows = {name: next(iter(shape)) for name, shape in shapes.items()}
+    whole = {name: tuple(shape) for name, shape in shapes.items()}
     family = next((f for f in FAMILIES if f.name == config.family), None)
     if family is None:
-        return {name: Place(name, 0, count) for name, count in rows.items()}
+        return {name: Place(name, 0, shape) for name, shape in whole.items()}
     found = {}
     for theirs, ours in family.names.items():
         name, _, part = ours.partition(":")
         for layer in range(config.layers) if "{}" in theirs else (0,):
-            if (full := name.format(layer)) in rows:
-                found[theirs.format(layer)] = Place(full, *span(config, part, rows[full]))
+            if (full := name.format(layer)) in whole:
+                first, rows = span(config, part, whole[full][0])
+                found[theirs.format(layer)] = Place(full, first, (rows, *whole[full][1:]))
     return found
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,17 +19,28 @@ from unmask.errors import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object in `path`; `missing` if there is no such file and a default is given, else UserError."""
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`; UserError if it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if missing is not None:
-            return missing
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object in `path`; `missing` if there is no such file and a default is given, else UserError."""
+    if missing is not None and not path.exists():
+        return missing
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
@@ -79,6 +91,18 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is corrupted or truncated: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def headers(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and stored type of each tensor of one file, without reading its values."""
+    with reading(path):
+        file = safe_open(str(path), framework="pt")
+    with file:
+        for name in file.keys():  # noqa: SIM118 (the object is no mapping)
+            with reading(path):
+                part = file.get_slice(name)
+                shape, kind = tuple(part.get_shape()), str(part.get_dtype())
+            yield name, shape, kind
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from unmask.errors import UserError
 
 PATTERNS = [
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",  # not the second copies that some repositories keep under other names
+    "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -26,9 +26,13 @@ PATTERNS = [
 def locate(source: str | Path) -> tuple[str, Path]:
     """(display name, directory) of a checkpoint; a hub id `org/name` is downloaded if no such path exists."""
     path = Path(source)
-    if path.is_dir():
+    try:
+        found = path.is_dir(), path.exists()
+    except OSError as error:
+        raise UserError(f"cannot look for a model at {str(path)[:80]!r}: {error.strerror}") from error
+    if found[0]:
         return path.resolve().name, path
-    if path.exists():
+    if found[1]:
         raise UserError(f"{path} is a file; give the directory that holds config.json and the weights")
     name = str(source)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.config import ModelConfig
 from unmask.models.families import Place, config_of, ignored, places_of
-from unmask.models.files import SINGLE, read_json, tensors, weight_files, write_atomically
+from unmask.models.files import FLOATS, SINGLE, headers, read_json, tensors, weight_files, write_atomically
 from unmask.models.hub import locate
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer, rope_tables
@@ -53,7 +52,7 @@ def load_checkpoint(
     name, directory = locate(source)
     raw = read_json(directory / "config.json")
     config = config_of(raw, read_json(directory / "generation_config.json", missing={}), directory)
-    tokenizer = find_tokenizer(directory)
+    tokenizer = find_tokenizer(directory, reserved=(config.mask_id, config.bos_id, *config.eos_ids))
     if tokenizer is not None and (words := tokenizer.inner.get_vocab_size(with_added_tokens=False)) > config.vocab_size:
         raise UserError(f"{directory}: the tokenizer has {words} tokens, the model only {config.vocab_size}")
     if tokenizer is not None and config.family != "unmask":
@@ -61,16 +60,18 @@ def load_checkpoint(
     files = weight_files(directory)
     with torch.device("meta"):
         model = Transformer(config)
+    places = places_of(config, {name: p.shape for name, p in model.named_parameters()})
+    compare(config, places, files)
     model = model.to(choose_dtype(dtype, files)).to_empty(device=device)
     model.cos, model.sin = (t.to(device) for t in rope_tables(config))
-    fill(model, files)
+    fill(model, places, files)
     return Loaded(model.requires_grad_(False).eval(), tokenizer, name, directory)
 
 
-def find_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer beside the weights; None where there are no vocabulary files."""
+def find_tokenizer(directory: Path, reserved: Iterable[int]) -> Tokenizer | None:
+    """The tokenizer beside the weights, `reserved` ids being special; None where there are no vocabulary files."""
     if (directory / "tokenizer.json").is_file() or (directory / "vocab.json").is_file():
-        return Tokenizer.from_directory(directory)
+        return Tokenizer.from_directory(directory, reserved=reserved)
     return None
 
 
@@ -81,28 +82,28 @@ def spoken(config: ModelConfig, tokenizer: Tokenizer) -> int:
 
 
 def choose_dtype(dtype: str | torch.dtype, files: Iterable[Path]) -> torch.dtype:
-    """The dtype asked for, or that of the first floating tensor stored."""
+    """The dtype asked for, or that of the first tensor stored."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        stored = (value.dtype for path in files for _, value in tensors(path) if value.is_floating_point())
-        return next(stored, torch.float32)
+        return next(FLOATS[kind] for path in files for _, _, kind in headers(path) if kind in FLOATS)
     if dtype.removeprefix("torch.") not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; use auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype.removeprefix("torch.")]
 
 
-def fill(model: Transformer, files: list[Path]) -> None:
-    """Copy every stored tensor to its place; UserError for one that is missing, unknown or misshapen."""
-    parameters = dict(model.named_parameters())
-    places = places_of(model.config, {name: p.shape for name, p in parameters.items()})
+def compare(config: ModelConfig, places: Mapping[str, Place], files: list[Path]) -> None:
+    """UserError if a tensor is missing, unknown, misshapen or quantized: found before memory is taken for any."""
     missing, unknown = set(places), []
     for path in files:
-        for name, value in tensors(path):
+        for name, shape, kind in headers(path):
             if name in places:
-                put(parameters[places[name].parameter], places[name], value, f"{path}: {name}")
                 missing.discard(name)
-            elif not ignored(name, model.config):
+                if shape != (expected := places[name].shape):
+                    raise UserError(f"{path}: {name} has shape {shape}, expected {expected}")
+                if kind not in FLOATS:
+                    raise UserError(f"{path}: {name} is stored as {kind}; supported are {', '.join(FLOATS)}")
+            elif not ignored(name, config):
                 unknown.append(name)
     where = files[0] if len(files) == 1 else files[0].parent
     if missing:
@@ -111,12 +112,13 @@ def fill(model: Transformer, files: list[Path]) -> None:
         raise UserError(f"{where} holds {listing(unknown)}, which this architecture does not have")
 
 
-def put(parameter: Tensor, place: Place, value: Tensor, what: str) -> None:
-    """Copy one stored tensor into its rows of a parameter."""
-    target = parameter.detach()[place.first : place.first + place.rows]
-    if value.shape != target.shape:
-        raise UserError(f"{what} has shape {tuple(value.shape)}, expected {tuple(target.shape)}")
-    target.copy_(value)
+def fill(model: Transformer, places: Mapping[str, Place], files: list[Path]) -> None:
+    """Copy every stored tensor to its rows of a parameter, one at a time."""
+    parameters = dict(model.named_parameters())
+    for path in files:
+        for name, value in tensors(path):
+            if (place := places.get(name)) is not None:
+                parameters[place.parameter].detach()[place.first : place.first + place.shape[0]].copy_(value)
 
 
 def listing(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from unmask.errors import UserError
 from unmask.models.chat import ChatTemplate
-from unmask.models.files import read_json
+from unmask.models.files import read_json, read_text
 
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "sep_token", "cls_token")
+BYTE_LEVEL = ("GPT2", "Qwen2", "Dream")
+"""How the names of the tokenizer classes begin whose vocab.json and merges.txt can be read."""
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -24,37 +26,48 @@ QWEN_SPLIT = (
 class Tokenizer:
     """A vocabulary with its special tokens and chat template. Text a user wrote never becomes a special token."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None = None) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        config: Mapping[str, Any],
+        template: str | None = None,
+        *,
+        reserved: Iterable[int] = (),
+    ) -> None:
         self.inner, self.config = inner, dict(config)
+        inner.no_truncation()
+        inner.no_padding()
         self.named = {name: content for name in NAMED if (content := content_of(config.get(name))) is not None}
         extra = [c for t in config.get("additional_special_tokens") or () if (c := content_of(t)) is not None]
+        extra += [t for i in reserved if i >= 0 and (t := inner.id_to_token(i)) is not None]
         known = [t for t in (*self.named.values(), *extra) if inner.token_to_id(t) is not None]
         inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in known])
         inner.encode_special_tokens = True
         added = inner.get_added_tokens_decoder()
         self.vocab_size = max([inner.get_vocab_size(), *(i + 1 for i in added)])
         self.special = {t.content: i for i, t in added.items() if t.special or t.content in known}
+        self._unknown = self.special.get(self.named.get("unk_token", "<unk>"))
+        self._reserved = set(self.special.values()) - {self._unknown}
         longest = sorted(filter(None, self.special), key=len, reverse=True)
         self._special_text = re.compile("(" + "|".join(map(re.escape, longest)) + ")") if longest else None
         self._template = None if template is None else ChatTemplate(template)
         self._lock = threading.Lock()
 
     @staticmethod
-    def from_directory(path: str | Path) -> Tokenizer:
-        """Read tokenizer.json, or vocab.json + merges.txt (byte-level BPE as in Qwen2); UserError if none is there."""
+    def from_directory(path: str | Path, *, reserved: Iterable[int] = ()) -> Tokenizer:
+        """Read tokenizer.json, or vocab.json + merges.txt (byte-level BPE as in Qwen2); UserError if none is there.
+
+        `reserved`: ids that are special whatever the files say, such as a model's mask.
+        """
         path = Path(path)
         config: dict[str, Any] = {**read_json(path / "special_tokens_map.json", missing={})}
         config |= {k: v for k, v in read_json(path / "tokenizer_config.json", missing={}).items() if v is not None}
-        if (path / "tokenizer.json").is_file():
-            try:
-                inner = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-            except Exception as error:  # the library raises plain Exception
-                raise UserError(f"{path / 'tokenizer.json'} is not a tokenizer: {error}") from error
-        elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            inner = byte_level(path, config)
-        else:
-            raise UserError(f"{path} has no tokenizer.json, nor vocab.json with merges.txt")
-        return Tokenizer(inner, config, find_template(path, config))
+        try:
+            return Tokenizer(read_vocabulary(path, config), config, find_template(path, config), reserved=reserved)
+        except UserError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{path}: the tokenizer's files are malformed: {error}") from error
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,24 +86,31 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; the literal name of a special token in it stays text, and nothing is added."""
         with self._lock:
-            return self.inner.encode(text, add_special_tokens=False).ids
+            ids = self.inner.encode(unicode(text), add_special_tokens=False).ids
+        if self._reserved.isdisjoint(ids):
+            return ids
+        # Without added tokens, a vocabulary of whole words still finds the name of a token in itself.
+        told = ((self._unknown if i in self._reserved else i) for i in ids)
+        return [i for i in told if i is not None]
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of trusted text in which the names of special tokens mean those tokens."""
         with self._lock:
             self.inner.encode_special_tokens = False
             try:
-                return self.inner.encode(text, add_special_tokens=False).ids
+                return self.inner.encode(unicode(text), add_special_tokens=False).ids
             finally:
                 self.inner.encode_special_tokens = True
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`, by default without special tokens; ids outside the vocabulary are left out."""
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        return self.inner.decode(
+            [i for i in map(int, ids) if 0 <= i < self.vocab_size], skip_special_tokens=skip_special
+        )
 
     def piece(self, id: int) -> str:
         """One cell as it is displayed: what the token alone decodes to, special tokens by name."""
-        name = self.inner.id_to_token(int(id))
+        name = self.inner.id_to_token(int(id)) if 0 <= id < self.vocab_size else None
         if name is None or name in self.special:
             return name or ""
         return self.inner.decode([int(id)], skip_special_tokens=False) or name
@@ -146,7 +166,7 @@ class StandIns:
         if isinstance(value, str):
             return self.special.sub(self._stand, value) if self.special else value
         if isinstance(value, Mapping):
-            return {k: self.hide(v) for k, v in value.items()}
+            return {self.hide(k): self.hide(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self.hide(v) for v in value]
         return value
@@ -160,6 +180,11 @@ class StandIns:
         return re.sub(f"{self.open}(\\d+){self.close}", lambda m: self.used[int(m[1])], text)
 
 
+def unicode(text: str) -> str:
+    """The text with a replacement character for every lone surrogate, which no vocabulary can spell."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def content_of(token: Any) -> str | None:
     """The text of a special token as configuration files write it: a string or {"content": ...}."""
     text = token.get("content") if isinstance(token, Mapping) else token
@@ -169,21 +194,36 @@ def content_of(token: Any) -> str | None:
 def find_template(path: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template: chat_template.jinja, or tokenizer_config.json's `chat_template` (the one named default)."""
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(path / "chat_template.jinja")
     said = config.get("chat_template")
     if isinstance(said, list):
         said = {t.get("name"): t.get("template") for t in said if isinstance(t, Mapping)}.get("default")
     return said if isinstance(said, str) else None
 
 
+def read_vocabulary(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """tokenizer.json, or vocab.json + merges.txt; UserError if neither is there or it is broken."""
+    if (path / "tokenizer.json").is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path / 'tokenizer.json'} is not a tokenizer: {error}") from error
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return byte_level(path, config)
+    raise UserError(f"{path} has no tokenizer.json, nor vocab.json with merges.txt")
+
+
 def byte_level(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Byte-level BPE from vocab.json and merges.txt: Qwen2's split and NFC, or GPT-2's where the config says so."""
+    said = str(config.get("tokenizer_class", "Qwen2"))
+    if not said.startswith(BYTE_LEVEL):
+        raise UserError(f"{path}: how a {said} splits text is not known here; save it as tokenizer.json")
     try:
         model = models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path}: vocab.json and merges.txt are not a vocabulary: {error}") from error
     inner = tokenizers.Tokenizer(model)
-    gpt2 = str(config.get("tokenizer_class", "")).startswith("GPT2")
+    gpt2 = said.startswith("GPT2")
     spaced = bool(config.get("add_prefix_space", False))
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     plain = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=gpt2)
