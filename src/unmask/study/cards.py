@@ -15,13 +15,17 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from unmask import zoo
-from unmask.errors import UserError
+from unmask.errors import UserError, suggest
 from unmask.models.load import Loaded, load_checkpoint
 from unmask.study import tasks
 from unmask.study.evaluate import Result, evaluate, recipe_for
 from unmask.study.results import Results
 
-COLUMNS = ("task", "recipe", "items", "right", "exact", "doubled", "forwards", "tokens_per_forward")
+COLUMNS = {
+    **{name: name for name in ("task", "recipe", "items", "right", "exact", "doubled")},
+    **{"forwards": "NFE", "tokens_per_forward": "tok/NFE"},
+}
+"""What is printed, and under which heading."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Settings:
 
 def load(name: str, dtype: str) -> tuple[Loaded, Tokenizer]:
     """An embedded model by name, or any directory in the embedded format, and its raw tokenizer."""
+    if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
+        raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a folder that `unmask export` made")
     loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype)
     file = loaded.directory / "tokenizer.json"
     if not file.is_file() or loaded.model.config.family != "unmask":
@@ -96,7 +102,7 @@ def fill_card(directory: Path, found: Sequence[dict[str, Any]], source: str) -> 
 
 def show(console: Console, found: Sequence[dict[str, Any]], folder: Path) -> None:
     """Print the table and where the rows are."""
-    table = Table(*COLUMNS)
+    table = Table(*COLUMNS.values(), padding=(0, 0))
     for row in found:
         table.add_row(*(f"{v:.3f}" if isinstance(v := row.get(c, ""), float) else str(v) for c in COLUMNS))
     console.print(table)
