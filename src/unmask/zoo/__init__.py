@@ -9,8 +9,14 @@ from typing import Any
 
 from unmask.errors import UserError, suggest
 
-NAMES = ("dllm", "twin")
-"""The embedded models; the first is the default."""
+PAIR = ("dllm", "twin")
+"""The embedded pair; the first is the default."""
+
+CHECKPOINTS = ("dllm-10", "dllm-30", "dllm-60")
+"""The dLLM after 10, 30 and 60 percent of its last training round: what stopping early does to an unfinished model."""
+
+NAMES = (*PAIR, *CHECKPOINTS)
+"""Every embedded model."""
 
 
 def path(name: str = NAMES[0]) -> Path:

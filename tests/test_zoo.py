@@ -1,0 +1,56 @@
+"""The embedded models: what ships is small, paired, and as good as its card says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmask import zoo
+from unmask.models.load import load_checkpoint
+from unmask.study import tasks
+from unmask.study.cards import load
+from unmask.study.evaluate import evaluate, recipe_for
+
+MEGABYTE = 1e6
+
+
+def test_weights_are_small() -> None:
+    sizes = [(zoo.path(name) / "model.safetensors").stat().st_size for name in zoo.NAMES]
+    assert max(sizes) <= 16 * MEGABYTE
+    assert sum(sizes) <= 40 * MEGABYTE
+
+
+def test_the_pair_differs_only_in_what_makes_it_a_pair() -> None:
+    dllm, twin = (load_checkpoint(zoo.path(name)).model.config for name in zoo.PAIR)
+    assert replace(dllm, layout=twin.layout, mask_id=twin.mask_id) == twin
+    assert twin.autoregressive
+    assert not dllm.autoregressive
+    texts = {(zoo.path(name) / "tokenizer.json").read_bytes() for name in zoo.NAMES}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_cards_say_how_the_weights_came_about(name: str) -> None:
+    card = json.loads((zoo.path(name) / "card.json").read_text())
+    model = load_checkpoint(zoo.path(name)).model
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["trained"]["tokens"] > 0
+    assert card["curve"]
+    assert card["accuracy"], "run `unmask evaluate --card`"
+    assert all(row["results"].startswith("evaluate-") for row in card["accuracy"])
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("dllm", "threshold"), ("twin", "ar")])
+def test_accuracy_is_what_the_card_says(name: str, recipe: str) -> None:
+    """64 of the card's own problems: within three standard errors of the accuracy on all of them."""
+    torch.set_num_threads(1)
+    loaded, tokenizer = load(name, "float32")
+    said = next(r for r in zoo.card(name)["accuracy"] if (r["task"], r["recipe"]) == ("problems-draws", recipe))
+    task = tasks.word_problems(64)
+    found = evaluate(loaded.model, tokenizer, task, recipe_for(loaded.model, recipe, task.length, block=8))
+    spread = 3 * (max(said["right"] * (1 - said["right"]), 0.02) / 64) ** 0.5
+    assert abs(found.scores["right"] - said["right"]) <= spread
+    assert abs(found.forwards - said["forwards"]) <= 0.25 * said["forwards"]
