@@ -218,7 +218,8 @@ def table(lines: Sequence[Row], plan: Plan, where: dict[str, Any]) -> Any:
     title = (
         f"{plan.length} cells, blocks of {plan.block}, batch 1, {plan.dtype}, {where['threads']} thread; load {load}"
     )
-    shown = Table(title=title, caption=f"median ± interquartile range; {where['cpu']}, torch {where['torch']}")
+    caption = f"median ± interquartile range; {where['cpu']}, torch {where['torch']}"
+    shown = Table(title=title, caption=caption, padding=(0, 0))
     heads = ("ms/step", "forward", "everything else", "share", "NFE", "positions", "tok/forward", "useful tok/s")
     shown.add_column("recipe")
     for head in heads:
