@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
     ]
     console = Console(stderr=as_json)
     found = []
+    told = replace(settings, e2e=Path(settings.e2e).name)  # the folder, not where a machine keeps it
     with (
-        Results.create(f"evaluate-{Path(settings.model).name}", settings, root, seeds=settings.seed) as out,
+        Results.create(f"evaluate-{Path(settings.model).name}", told, root, seeds=settings.seed) as out,
         Progress(console=console) as bar,
     ):
         doing = bar.add_task("evaluating", total=len(jobs))

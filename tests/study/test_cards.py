@@ -1,0 +1,40 @@
+"""`unmask evaluate`: its table, its results folder, and the card it fills."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from unmask import zoo
+from unmask.errors import UserError
+from unmask.study.cards import Settings, main
+from unmask.study.results import read
+
+
+def test_accuracy_goes_into_results_and_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(zoo.path("twin"), model)
+    settings = Settings(model=str(model), tasks=("problems",), items=4, e2e=str(tmp_path / "secret" / "e2e"))
+    assert main(settings, as_json=True, card=True, root=tmp_path / "results") == 0
+    told = json.loads(capsys.readouterr().out)
+    run, rows, summary = read(told["results"])
+    assert summary["rows"] == told["rows"]
+    assert len(rows) == 4
+    assert run["config"]["e2e"] == "e2e"
+    line = next(r for r in json.loads((model / "card.json").read_text())["accuracy"] if r["task"] == "problems-draws")
+    assert line["items"] == 4
+    assert line["right"] == sum(r["right"] for r in rows) / 4
+    assert line["results"] == Path(told["results"]).name
+
+
+def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'dllm'"):
+        main(Settings(model="dlm"), root=tmp_path / "results")
+    with pytest.raises(UserError, match="did you mean 'problems'"):
+        main(Settings(tasks=("problem",)), root=tmp_path / "results")
+    with pytest.raises(UserError, match="--e2e"):
+        main(Settings(tasks=("restaurants",)), root=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
