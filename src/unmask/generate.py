@@ -169,7 +169,8 @@ class Model:
         rows = [self.row(prompt, settings, suffix) for prompt in prompts]
         heads = [row.index(None) for row in rows]
         seeds = [settings.seed + offset + i for i in range(len(rows))]
-        canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds)
+        revisions = recipe.revisions if recipe.remask or recipe.edit else 0
+        canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=revisions)
         canvas = _to(_answer(canvas, recipe), self.network.embed.weight.device)
         plain = Plain(self.network, slots=len(rows), length=canvas.tokens.shape[1], cached=recipe.cached)
         confidence = "shaped" if shaped(recipe) else "raw"

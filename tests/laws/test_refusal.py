@@ -65,8 +65,10 @@ early = everything.when(gap(7.5, 5.0, 2.5))
         ({"stop": Budget(4)}, r"add `\| filled"),
         ({"stop": filled & ended}, r"add `\| filled"),
         ({"stop": ~filled}, r"add `\| filled"),
-        ({"remask": confident(0.3)}, "budget"),
-        ({"remask": confident(0.3), "stop": filled | ended}, "budget"),
+        ({"remask": confident(0.3), "revisions": 0}, "revisions"),
+        ({"edit": filled}, "must choose cells"),
+        ({"beliefs": [everything]}, "beliefs are wrappers"),
+        ({"query": masked & b, "unmask": early | b >> fast}, "never computes"),
         ({"query": best(1)}, "query must be a Where"),
         ({"stop": masked}, "stop must be a Rows"),
         ({"unmask": filled}, "must choose cells"),
@@ -109,6 +111,9 @@ def test_a_rule_that_means_nothing_is_refused(build) -> None:
         {"query": b.onward, "unmask": early | b >> fast},
         {"unmask": (b & ~abandoned) >> best(1), "stop": finished},
         {"remask": confident(0.3), "stop": filled | Budget(9)},
+        {"remask": confident(0.3)},
+        {"query": masked | dirty, "unmask": early | b >> fast},
+        {"query": b | answer, "unmask": answer.when(gap(7.5, 5.0, 2.5)) | b >> fast},
         {"unmask": b >> fast | Region(1) >> confident(0.5)},
     ],
 )
@@ -158,5 +163,7 @@ def test_nobody_is_sure_of_what_was_not_read(gaps: list[float]) -> None:
         sure = Sure(Staged(5.0, 5.0, 5.0), response)(canvas, draft)
         complete = not (canvas.masked & ~cells).any()
         part = replace(canvas, region=b(canvas).to(torch.int8))
-        assert complete or not Sure(Staged(-1.0, -1.0, -1.0), Region(1))(part, draft)
+        easy = Sure(Staged(-1.0, -1.0, -1.0), Region(1))
+        assert bool(everything.when(easy)(part, draft, part.masked).any()) == complete
+        assert torch.equal(Region(1).when(easy)(part, draft, part.masked), b(part))
         assert sure.item() == (complete and torch.tensor(gaps).double().mean().item() >= 5.0)

@@ -1,10 +1,11 @@
 """Pure tensor algebra of decoding: canvas, rules, the loop. It imports no model."""
 
 from unmask.decode.algebra import Pick, Rows, Rule, Where
+from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.canvas import Canvas, cat
-from unmask.decode.draft import Draft
-from unmask.decode.early import Cosine, Exponential, Linear, Staged, Sure, gap
+from unmask.decode.draft import Cost, Draft
+from unmask.decode.early import Cosine, Exponential, Level, Linear, Staged, Sure, gap
 from unmask.decode.expression import parse
 from unmask.decode.ledger import Ledger, Report, useful
 from unmask.decode.loop import Denoiser, Step, decode, step
@@ -12,6 +13,7 @@ from unmask.decode.pick import best, confident, dream_quota, entropy_bounded, fa
 from unmask.decode.recipe import Mixed, Recipe
 from unmask.decode.where import (
     Budget,
+    Decided,
     Every,
     Region,
     abandoned,
@@ -30,15 +32,19 @@ from unmask.decode.where import (
 )
 
 __all__ = [
+    "Belief",
     "Blocks",
     "Budget",
     "Canvas",
     "Cosine",
+    "Cost",
+    "Decided",
     "Denoiser",
     "Draft",
     "Every",
     "Exponential",
     "Ledger",
+    "Level",
     "Linear",
     "Mixed",
     "Pick",

@@ -110,8 +110,8 @@ class Where(Rule, ABC):
         return Then(Chosen(self), as_pick(other))
 
     def when(self, rows: Rows) -> Any:
-        """These positions in the rows that satisfy `rows`; a choice, where `rows` looks at the draft."""
-        return PickWhen(Chosen(self), rows) if rows.drafted else WhereWhen(self, rows)
+        """These positions in the rows that satisfy `rows`; a choice of all or none, where `rows` looks at the draft."""
+        return Whole(self, rows) if rows.drafted else WhereWhen(self, rows)
 
 
 class Pick(Rule, ABC):
@@ -119,6 +119,8 @@ class Pick(Rule, ABC):
 
     always = False
     """Does it choose at least one cell of every row that has a candidate?"""
+    guided = False
+    """Does it read the second opinion of a guide?"""
 
     @abstractmethod
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor: ...
@@ -309,6 +311,19 @@ class PickWhen(_When, Pick):
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         return self.rule(canvas, draft, among) & self.rows(canvas, draft)[:, None]
+
+
+@dataclass(frozen=True, repr=False)
+class Whole(_When, Pick):
+    """Every undecided position of `rule` at once, in rows that satisfy `rows` and had all of them in reach."""
+
+    rule: Where
+    rows: Rows
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        cells = self.rule(canvas)
+        read = ~(cells & canvas.masked & ~draft.fresh).any(1)
+        return among & cells & (read & self.rows(canvas, draft))[:, None]
 
 
 @dataclass(frozen=True, repr=False)

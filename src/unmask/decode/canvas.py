@@ -183,9 +183,14 @@ class Canvas:
         """[B]: the first column of `cells` [B, L] in each row; L where there is none."""
         return torch.where(cells, self.position, len(self.position)).amin(1)
 
-    def advance(self, pick: Tensor, back: Tensor | None, draft: Draft) -> Canvas:
-        """The next canvas: `pick` takes the draft's tokens, `back` is undecided again, the rows' clocks move on."""
+    def advance(self, pick: Tensor, back: Tensor | None, draft: Draft, *, edit: Tensor | None = None) -> Canvas:
+        """The next canvas: `pick` takes the draft's tokens, `back` is undecided again, the rows' clocks move on.
+
+        `edit`: decided cells that take the draft's tokens. A cell given back or edited has one revision less.
+        """
         now = self.step + (~self.done).long()
+        spent = [cells for cells in (back, edit) if cells is not None]
+        pick = pick if edit is None else pick | edit
         clock = now[:, None]
         new = {
             "tokens": torch.where(pick, draft.token, self.tokens),
@@ -197,7 +202,8 @@ class Canvas:
         if back is not None:
             new["tokens"] = new["tokens"].masked_fill(back, self.mask_id)
             new["decided_at"] = new["decided_at"].masked_fill(back, -1)
-            new["revisions"] = self.revisions - back.long()
+        if spent:
+            new["revisions"] = self.revisions - sum(cells.long() for cells in spent)
         return self._change(("position", "_fixed"), step=now, **new)
 
     def finish(self, done: Tensor) -> Canvas:

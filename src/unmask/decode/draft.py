@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """What a helper of the denoiser (a guide, a joint sampler) computed for one draft."""
+
+    name: str
+    computed: Tensor
+    """[B, L] bool: the cells it ran through its own network."""
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +33,10 @@ class Draft:
     """[N] int64: tokens drawn by a sampler, else the most likely ones."""
     belief: Tensor | None = None
     """[N, V]: logits after temperature and filters, where confidence shall be read from them (Dream's convention)."""
+    second: Draft | None = None
+    """A second opinion: a guide's logits of the cell, given the tokens drafted before it. Fresh where it was asked."""
+    costs: tuple[Cost, ...] = field(default=())
+    """What the helpers of the denoiser computed for this draft."""
 
     @cached_property
     def at(self) -> Tensor:
@@ -59,6 +73,11 @@ class Draft:
         return self.spread(self._probability.gather(1, self.tokens[:, None])[:, 0], -torch.inf)
 
     @cached_property
+    def peak(self) -> Tensor:
+        """[B, L]: largest probability, whichever token was drafted; -inf where not fresh."""
+        return self.spread(self._probability.amax(-1), -torch.inf)
+
+    @cached_property
     def gap(self) -> Tensor:
         """[B, L]: largest minus second largest raw logit; -inf where not fresh."""
         top = (self.logits if self.logits.dtype == torch.float64 else self.logits.float()).topk(2, -1).values
@@ -76,11 +95,13 @@ class Draft:
         return self.spread(torch.special.entr(self._probability).sum(-1), torch.inf)
 
     def value(self, by: str) -> Tensor:
-        """A statistic by name, larger = surer: score, margin, gap, or entropy (negated)."""
+        """A statistic by name, larger = surer: score, peak, margin, gap, or entropy (negated)."""
         return -self.entropy if by == "entropy" else getattr(self, by)
 
     def __getitem__(self, rows: Tensor) -> Draft:
         """The rows of an increasing index tensor."""
         keep = torch.isin(self.at // self.fresh.shape[1], rows)
         rest = (None if t is None else t[keep] for t in (self.chosen, self.belief))
-        return Draft(self.computed[rows], self.fresh[rows], self.logits[keep], *rest)
+        second = None if self.second is None else self.second[rows]
+        costs = tuple(Cost(c.name, c.computed[rows], c.seconds) for c in self.costs)
+        return Draft(self.computed[rows], self.fresh[rows], self.logits[keep], *rest, second=second, costs=costs)

@@ -16,6 +16,10 @@ from unmask.decode.draft import Draft
 from unmask.decode.where import Region
 
 
+CRITERIA = ("gap", "peak", "score", "margin")
+"""Statistics of the draft by which a row can be sure."""
+
+
 class Schedule(Rule, ABC):
     """A threshold as a function of progress in [0, 1]."""
 
@@ -40,6 +44,17 @@ class Staged(Schedule):
     def __call__(self, progress: Tensor) -> Tensor:
         later = torch.where(progress < 0.67, torch.full_like(progress, self.middle), self.low)
         return torch.where(progress < 0.33, torch.full_like(progress, self.high), later)
+
+
+@term("level")
+@dataclass(frozen=True, repr=False)
+class Level(Schedule):
+    """The same threshold throughout (ICE, Jin et al. 2025)."""
+
+    value: float
+
+    def __call__(self, progress: Tensor) -> Tensor:
+        return torch.full_like(progress, self.value)
 
 
 @term("linear")
@@ -84,20 +99,21 @@ class Exponential(Schedule):
 class Sure(Rows):
     """Rows whose mean confidence over a region has reached the threshold of their progress.
 
-    `criterion`: gap (raw logits, decided cells included), score or margin. Progress is that of `clock`, a quota
-    schedule, or else the decided share of the response. A row that has undecided cells without logits in this draft is
-    never sure: what was not read cannot be committed.
+    `criterion`: gap (raw logits, decided cells included), peak (largest probability), score (of the drafted token) or
+    margin. Progress is that of `clock`, a quota
+    schedule, or else the decided share of the response. A row whose region is empty, or not wholly read in this draft,
+    is never sure; `cells.when(sure(...))` commits all of `cells` or, where one of them was not read, none.
     """
 
     schedule: Schedule
     where: Where
-    criterion: Literal["gap", "score", "margin"] = "gap"
+    criterion: Literal["gap", "peak", "score", "margin"] = "gap"
     clock: Quota | None = None
     drafted = True
 
     def __post_init__(self) -> None:
-        if self.criterion not in ("gap", "score", "margin"):
-            raise ValueError(f"cannot be sure by {self.criterion!r}; known: gap, score, margin")
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"cannot be sure by {self.criterion!r}; known: {', '.join(CRITERIA)}")
 
     def reads(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: the region the mean is taken over."""
@@ -108,7 +124,7 @@ class Sure(Rows):
         cells = self.where(canvas)
         value = draft.value(self.criterion).masked_fill(~cells, 0)
         mean = value.double().sum(1) / cells.sum(1).clamp(min=1)
-        complete = ~((canvas.masked | cells) & ~draft.fresh).any(1) & cells.any(1)
+        complete = ~(cells & ~draft.fresh).any(1) & cells.any(1)
         return complete & (mean >= self.schedule(self.progress(canvas)))
 
     def progress(self, canvas: Canvas) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,10 @@ class Report:
     seconds: float
     exit_steps: tuple[int, ...]
     """Per row: forwards spent when it was done."""
+    helpers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By name of a helper (guide, sampler, ...): its own forwards, positions and seconds, which `seconds` includes."""
+    revised: int = 0
+    """Cells given back or rewritten."""
 
     @property
     def tokens_per_forward(self) -> float:
@@ -66,12 +70,21 @@ class Ledger:
         self._forwards: Tensor | None = None
         self._positions = self._hits = 0
         self._seen: Tensor | None = None
+        self._helpers: dict[str, dict[str, float]] = {}
+        self._revised = 0
 
     def update(self, canvas: Canvas, event: Step) -> None:
         """Count one step."""
         self._recent.append(event.computed)
         if len(self._recent) == 64:
             self._fold()
+        for cost in event.draft.costs:
+            total = self._helpers.setdefault(cost.name, {"forwards": 0, "positions": 0, "seconds": 0.0})
+            total["forwards"] += int(cost.computed.any(1).sum())
+            total["positions"] += int(cost.computed.sum())
+            total["seconds"] += cost.seconds
+        for cells in (event.back, event.edit):
+            self._revised += 0 if cells is None else int(cells.sum())
         self.canvas, self.last = canvas, time.perf_counter()
 
     def _fold(self) -> None:
@@ -102,4 +115,6 @@ class Ledger:
             useful_tokens=int(useful(self.canvas).sum()),
             seconds=self.last - self.began,
             exit_steps=tuple(self._forwards.tolist()),
+            helpers={name: dict(total) for name, total in self._helpers.items()},
+            revised=self._revised,
         )

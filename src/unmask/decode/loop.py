@@ -20,13 +20,22 @@ A denoiser may compute more than it was asked for (the cell before, where logits
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did, each [B, L] bool but `number` [B]: cells computed, committed, given back."""
+    """What one step did, each [B, L] bool but `number` [B]: cells computed, committed, given back, rewritten."""
 
     number: Tensor
     computed: Tensor
     pick: Tensor
     back: Tensor | None
     draft: Draft
+    edit: Tensor | None = None
+
+    @property
+    def moved(self) -> Tensor:
+        """[B, L] bool: every cell whose state or token changed."""
+        changed = self.pick
+        for cells in (self.back, self.edit):
+            changed = changed if cells is None else changed | cells
+        return changed
 
 
 def step(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> tuple[Canvas, Step]:
@@ -34,17 +43,18 @@ def step(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> tuple[Can
     query = recipe.query(canvas) & canvas.valid & ~canvas.done[:, None]
     draft = denoise(canvas, query, recipe.need(canvas))  # the only line that costs anything
     pick = recipe.unmask(canvas, draft, canvas.masked & draft.fresh)
-    back = None if recipe.remask is None else recipe.remask(canvas, draft, canvas.revocable & draft.fresh) & ~pick
-    after = canvas.advance(pick, back, draft)
+    may = None if recipe.edit is None and recipe.remask is None else canvas.revocable & draft.fresh
+    edit = None if recipe.edit is None else recipe.edit(canvas, draft, may & (draft.token != canvas.tokens))
+    back = None if recipe.remask is None else recipe.remask(canvas, draft, may if edit is None else may & ~edit)
+    after = canvas.advance(pick, back, draft, edit=edit)
     after = after.finish(recipe.stop(after, draft))
-    return after, Step(after.step, draft.computed, pick, back, draft)
+    return after, Step(after.step, draft.computed, pick, back, draft, edit)
 
 
 def decode(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> Iterator[tuple[Canvas, Step]]:
     """Step until every row is done, yielding each new canvas with what happened."""
     while not canvas.done.all():
         before, (canvas, event) = canvas, step(denoise, recipe, canvas)
-        moved = event.pick if event.back is None else event.pick | event.back
-        if not ((moved := moved.any(1)).all() or (moved | canvas.done).all()):
+        if not ((moved := event.moved.any(1)).all() or (moved | canvas.done).all()):
             raise RuntimeError(f"a row stalled at step {int(before.step.max())}: {recipe!r} committed nothing")
         yield canvas, event

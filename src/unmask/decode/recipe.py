@@ -11,29 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.decode.algebra import Pick, Rows, Rule, Where, as_pick
+from unmask.decode.algebra import Pick, Rows, Rule, Where, WhereAnd, WhereNot, WhereOr, WhereWhen, Whole, as_pick
+from unmask.decode.belief import Belief
 from unmask.decode.blocks import Onward
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
-from unmask.decode.early import Sure
 from unmask.decode.expression import parse
-from unmask.decode.where import Budget, Dirty, Everything, Finished, filled
+from unmask.decode.where import Dirty, Everything, Finished, Masked, filled
 from unmask.errors import UserError
 
-PARTS = ("query", "unmask", "remask", "stop")
+PARTS = ("query", "unmask", "remask", "edit", "stop")
+"""The expressions of a recipe file; `beliefs` (a list of expressions) and `revisions` (a number) stand beside them."""
 
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
     """`query` names the cells to compute, `unmask` chooses what to commit, `remask` what to give back.
 
-    `stop` ends a row. A stack that cannot work is refused here, with the reason (ValueError).
+    `edit` chooses decided cells that take the drafted token, if it is another. A cell can be given back or edited
+    `revisions` times, so every run ends. `stop` ends a row, `beliefs` wrap the denoiser, the first one innermost. A
+    stack that cannot work is refused here, with the reason (ValueError).
     """
 
     query: Where
     unmask: Pick
     remask: Pick | None = None
     stop: Rows = filled
+    edit: Pick | None = None
+    beliefs: tuple[Belief, ...] = ()
+    revisions: int = 1
     name: str = field(default="", compare=False)
     cite: str = field(default="", compare=False)
 
@@ -41,11 +47,18 @@ class Recipe:
         for part, kind in (("query", Where), ("stop", Rows)):
             if not isinstance(getattr(self, part), kind):
                 raise UserError(f"{part} must be a {kind.__name__}, not {getattr(self, part)!r}")
-        if not isinstance(self.unmask, Pick | Where) or not isinstance(self.remask, Pick | Where | None):
-            raise UserError(f"unmask and remask must choose cells; {self.unmask!r} or {self.remask!r} does not")
-        object.__setattr__(self, "unmask", as_pick(self.unmask))
-        if self.remask is not None:
-            object.__setattr__(self, "remask", as_pick(self.remask))
+        for part in ("unmask", "remask", "edit"):
+            rule = getattr(self, part)
+            if isinstance(rule, Pick | Where):
+                object.__setattr__(self, part, as_pick(rule))
+            elif part == "unmask" or rule is not None:
+                raise UserError(f"{part} must choose cells; {rule!r} does not")
+        object.__setattr__(self, "beliefs", tuple(self.beliefs))
+        for belief in self.beliefs:
+            if not isinstance(belief, Belief):
+                raise UserError(f"beliefs are wrappers of the denoiser, such as joint(4); {belief!r} is none")
+        if type(self.revisions) is not int or self.revisions < 1:
+            raise UserError(f"revisions must be a whole number of at least 1, not {self.revisions!r}")
         self._refuse()
 
     def _refuse(self) -> None:
@@ -57,15 +70,17 @@ class Recipe:
             raise UserError(f"{self.unmask!r} may commit nothing and never end; add `| best(1)`")
         if any(isinstance(r, Where) and r.optional for r in self.unmask.walk()) and not isinstance(self.stop, Finished):
             raise UserError(f"{self.unmask!r} leaves cells undecided on purpose; its stop must be `finished`")
-        if self.remask is not None and not any(isinstance(r, Budget) for r in self.stop.walk()):
-            raise UserError("a recipe that gives cells back needs a bound: add `| budget(n)` to its stop")
-        refreshes = isinstance(self.query, Everything) or any(isinstance(r, Everything) for r in self.query.walk())
-        onward = any(isinstance(r, Onward) for r in self.query.walk())
-        if any(isinstance(r, Sure) for r in self.unmask.walk()) and not (refreshes or onward):
-            raise UserError(
-                f"early commit needs logits of every undecided cell, and {self.query!r} never computes them all; "
-                "add `everything.when(every(8))` or a prefix window to the query"
-            )
+        for early in self.unmask.walk():
+            if isinstance(early, Whole) and not reaches(self.query, early.rule):
+                raise UserError(
+                    f"early commit needs logits of every undecided cell of {early.rule!r}, and {self.query!r} never "
+                    "computes them all; add `everything.when(every(8))` or a prefix window to the query"
+                )
+
+    @property
+    def guided(self) -> bool:
+        """Does it need a guide: an autoregressive model of the same tokenizer?"""
+        return any(getattr(r, "guided", False) for r in (*self.unmask.walk(), *self.beliefs))
 
     @property
     def cached(self) -> bool:
@@ -74,7 +89,9 @@ class Recipe:
 
     @cached_property
     def _readers(self) -> tuple[Rule, ...]:
-        return tuple(rule for part in (self.unmask, self.stop) for rule in _readers(part))
+        return tuple(
+            rule for part in (self.unmask, self.remask, self.edit, self.stop) if part for rule in _readers(part)
+        )
 
     def need(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: cells whose logits some rule wants: the undecided ones and what rules read beyond them."""
@@ -82,10 +99,12 @@ class Recipe:
         for rule in self._readers:
             more = rule.reads(canvas)
             found = found if more is None else found | more
-        return found | canvas.revocable if self.remask is not None else found
+        return found if self.remask is None and self.edit is None else found | canvas.revocable
 
     def __repr__(self) -> str:
         shown = [f"{part}={getattr(self, part)!r}" for part in PARTS if getattr(self, part) is not None]
+        shown += [f"beliefs=[{', '.join(map(repr, self.beliefs))}]"] if self.beliefs else []
+        shown += [f"revisions={self.revisions}"] if self.revisions != 1 else []
         return f"Recipe({', '.join(shown)})"
 
     @property
@@ -97,6 +116,8 @@ class Recipe:
         """The recipe as TOML; `from_toml` reads it back."""
         head = [f"{key} = {_quote(getattr(self, key))}" for key in ("name", "cite") if getattr(self, key)]
         body = [f"{part} = {_quote(repr(getattr(self, part)))}" for part in PARTS if getattr(self, part) is not None]
+        body += [f"beliefs = [{', '.join(_quote(repr(b)) for b in self.beliefs)}]"] if self.beliefs else []
+        body += [f"revisions = {self.revisions}"] if self.revisions != 1 else []
         return "\n".join([*head, *([""] if head else []), "[recipe]", *body, ""])
 
     @staticmethod
@@ -110,14 +131,29 @@ class Recipe:
             raise UserError(f"not a recipe file: {error}") from None
         known = {**data.get("defaults", {}), **names}
         table = data.get("recipe", {})
-        if unknown := sorted(set(table) - set(PARTS)):
-            raise UserError(f"a recipe has {', '.join(PARTS)}, not {', '.join(unknown)}")
+        if unknown := sorted(set(table) - {*PARTS, "beliefs", "revisions"}):
+            raise UserError(f"a recipe has {', '.join(PARTS)}, beliefs and revisions, not {', '.join(unknown)}")
         if missing := [p for p in ("query", "unmask") if p not in table]:
             raise UserError(f"the recipe lacks {' and '.join(missing)}")
         for word, text_of in data.get("let", {}).items():
             known[word] = parse(text_of, known)
         parts: dict[str, Any] = {part: parse(table[part], known) for part in PARTS if part in table}
-        return Recipe(**parts, name=data.get("name", ""), cite=data.get("cite", ""))
+        beliefs: Any = tuple(parse(text_of, known) for text_of in table.get("beliefs", []))
+        more = {"beliefs": beliefs, "revisions": table.get("revisions", 1)}
+        return Recipe(**parts, **more, name=data.get("name", ""), cite=data.get("cite", ""))
+
+
+def reaches(query: Where, cells: Where) -> bool:
+    """Can one forward of `query` compute every undecided cell of `cells`, in every row at some step?"""
+    if query == cells or isinstance(query, Everything | Masked | Onward):
+        return True
+    if isinstance(query, WhereOr):
+        return reaches(query.left, cells) or reaches(query.right, cells)
+    if isinstance(query, WhereAnd):
+        return reaches(query.left, cells) and reaches(query.right, cells)
+    if isinstance(query, WhereWhen):
+        return reaches(query.rule, cells)
+    return isinstance(query, WhereNot) and query.rule.decided
 
 
 def _readers(rule: Rule) -> Iterator[Rule]:
@@ -150,6 +186,11 @@ class Mixed:
     def remask(self) -> Pick | None:
         """What each row's recipe gives back; None where no recipe gives anything back."""
         return _MixedPick(self, "remask") if any(r.remask for r in self.recipes) else None
+
+    @property
+    def edit(self) -> Pick | None:
+        """What each row's recipe rewrites; None where no recipe rewrites anything."""
+        return _MixedPick(self, "edit") if any(r.edit for r in self.recipes) else None
 
     @property
     def unmask(self) -> Pick:

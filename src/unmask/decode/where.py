@@ -135,6 +135,18 @@ class Budget(Rows):
         return canvas.step >= self.n
 
 
+@term("decided")
+@dataclass(frozen=True, repr=False)
+class Decided(Rows):
+    """Rows that have cells of `rule`, none of which is undecided."""
+
+    rule: Where
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        cells = self.rule(canvas)
+        return cells.any(1) & ~(cells & canvas.masked).any(1)
+
+
 @term("region")
 @dataclass(frozen=True, repr=False)
 class Region(Where):
