@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,7 +14,9 @@ from torch import Tensor
 from golden import toy
 from unmask import recipes
 from unmask.decode import Canvas, Draft, Recipe, Step, decode, noise
+from unmask.decode.belief import Blend
 from unmask.denoise import Plain
+from unmask.denoise.guide import Blended, Guided
 from unmask.models.config import Layout
 from unmask.models.transformer import Transformer
 
@@ -33,8 +36,10 @@ SMALL: dict[str, Any] = {
     "low": 2.0,
 }
 NAMES = tuple(recipes.entries())
-OPEN = tuple(n for n in NAMES if n not in ("ar", "d2f"))
-"""Recipes for models with full attention."""
+OPEN = tuple(
+    n for n in NAMES if n not in ("ar", "d2f") and "beliefs" not in tomllib.loads(recipes.entry(n).text)["recipe"]
+)
+"""Recipes for models with full attention, of whatever beliefs: they can stand side by side in one batch."""
 
 
 def small(name: str, **settings: Any) -> Recipe:
@@ -94,10 +99,22 @@ def run(denoise: Any, recipe: Any, canvas: Canvas) -> tuple[Canvas, list[tuple[C
     return seen[-1][0] if seen else canvas, seen
 
 
-def plain(kind: str, recipe: Any, canvas: Canvas, *, slots: int = 8, cached: bool | None = None) -> Plain:
-    """A denoiser over the toy, wide enough for `canvas`."""
+def dressed(denoise: Any, recipe: Any, canvas: Canvas, *, slots: int = 8) -> Any:
+    """`denoise` with what the recipe (or any recipe of a mixture) needs around it, made of toys."""
+    made = getattr(recipe, "recipes", (recipe,))
+    if any(r.guided for r in made):
+        denoise = Guided(denoise, model("causal"), slots=slots, length=canvas.tokens.shape[1])
+    for belief in getattr(recipe, "beliefs", ()):
+        if isinstance(belief, Blend):
+            denoise = Blended(denoise, belief.weight)
+    return denoise
+
+
+def plain(kind: str, recipe: Any, canvas: Canvas, *, slots: int = 8, cached: bool | None = None) -> Any:
+    """A denoiser over the toy, wide enough for `canvas`, dressed as the recipe needs it."""
     keep = recipe.cached if cached is None else cached
-    return Plain(model(kind), slots=slots, length=canvas.tokens.shape[1], cached=keep)
+    inner = Plain(model(kind), slots=slots, length=canvas.tokens.shape[1], cached=keep)
+    return dressed(inner, recipe, canvas, slots=slots)
 
 
 def result(canvas: Canvas, row: int) -> tuple[list[int], list[int], int]:

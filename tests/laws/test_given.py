@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laws.common import EOS, NAMES, PAIRS, Synthetic, kinds, model, plain, ragged, run, small, words
+from laws.common import EOS, NAMES, PAIRS, Synthetic, dressed, kinds, model, plain, ragged, run, small, words
 from unmask.decode import Canvas, Mixed, Recipe, best, everything, filled, step
 from unmask.decode.where import Budget
 from unmask.denoise import Plain, Sampled
@@ -48,8 +48,7 @@ def test_the_literal_mask_in_a_text_is_text(name: str, kind: str) -> None:
 def test_decoding_never_reads_the_mask_id(name: str) -> None:
     """With a denoiser that knows positions only, another mask id changes nothing but the undecided cells."""
     recipe = small(name)
-    one, _ = run(Synthetic(), recipe, literal(MASK))
-    two, _ = run(Synthetic(), recipe, literal(-1))
+    one, two = (run(dressed(Synthetic(), recipe, c), recipe, c)[0] for c in (literal(MASK), literal(-1)))
     assert torch.equal(one.decided_at, two.decided_at) and torch.equal(one.step, two.step)
     assert torch.equal(one.tokens[~one.masked], two.tokens[~two.masked])
 
@@ -74,7 +73,7 @@ def test_what_is_no_token_is_never_committed(name: str, kind: str, sampling: dic
     loud = Loud(kind, [EOS, 60])  # 60 is the mask, 59 and 60 lie beyond token_count
     width = canvas.tokens.shape[1]
     denoise = Plain(loud, slots=4, length=width, cached=recipe.cached)  # type: ignore[arg-type]
-    end, seen = run(Sampled(denoise, **sampling), recipe, canvas)
+    end, seen = run(dressed(Sampled(denoise, **sampling), recipe, canvas), recipe, canvas)
     written = torch.stack([after.tokens[event.pick].max() for after, event in seen])
     assert written.max() < EOS and not end.masked[end.done & ~end.ended.any(1)].any()
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laws.common import NAMES, PAIRS, Synthetic, plain, ragged, run, small
+from laws.common import NAMES, PAIRS, Synthetic, dressed, plain, ragged, run, small
 from unmask import recipes
 from unmask.decode import Blocks, Budget, Canvas, Recipe, best, confident, decode, everything, filled, leftmost
 
@@ -56,7 +56,7 @@ def test_every_recipe_ends(name: str, canvas: Canvas, scale: float, level: float
     if name == "ar":  # reads the cell before, as causal models do
         check(plain("causal", recipe, canvas), recipe, canvas)
     else:
-        check(Synthetic(scale=scale), recipe, canvas)
+        check(dressed(Synthetic(scale=scale), recipe, canvas), recipe, canvas)
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

@@ -7,6 +7,7 @@ from unmask.decode.canvas import Canvas, cat
 from unmask.decode.draft import Cost, Draft
 from unmask.decode.early import Cosine, Exponential, Level, Linear, Staged, Sure, gap
 from unmask.decode.expression import parse
+from unmask.decode.judge import agrees
 from unmask.decode.ledger import Ledger, Report, useful
 from unmask.decode.loop import Denoiser, Step, decode, step
 from unmask.decode.pick import best, confident, dream_quota, entropy_bounded, factor, leftmost, scattered
@@ -58,6 +59,7 @@ __all__ = [
     "Sure",
     "Where",
     "abandoned",
+    "agrees",
     "answer",
     "best",
     "cat",
