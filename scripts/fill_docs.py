@@ -58,9 +58,10 @@ def recipe_texts() -> str:
 def rule_table() -> str:
     """Every word of the rule language, from its class: what kind of rule it is, how it is called, what it says."""
     from unmask.decode.algebra import TERMS, Pick, Rows, Rule, Where
+    from unmask.decode.belief import Belief
     from unmask.decode.early import Schedule
 
-    kinds = {Where: "where", Pick: "pick", Rows: "rows", Schedule: "schedule"}
+    kinds = {Where: "where", Pick: "pick", Rows: "rows", Schedule: "schedule", Belief: "belief"}
     rows = []
     for name, rule in sorted(TERMS.items()):
         cls = type(rule) if isinstance(rule, Rule) else rule

@@ -90,7 +90,7 @@ def test_suffix_is_given(model):
 def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise):
     chosen = {"ar": twin, "d2f": blockwise}.get(name, model)
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
-    out = chosen.generate(PROMPT, recipe=name, length=20, **settings)
+    out = chosen.generate(PROMPT, recipe=name, length=20, guide=twin, **settings)
     assert out.recipe.name == name
     assert out.ledger.forwards <= 24
 

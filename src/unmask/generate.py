@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from unmask import zoo
-from unmask.decode import Canvas, Ledger, Recipe, Report, Step, decode, useful
+from unmask.decode import Canvas, Denoiser, Ledger, Recipe, Report, Step, decode, useful
 from unmask.decode.where import Region
-from unmask.denoise import Plain, Sampled
+from unmask.denoise import Draws, dress
 from unmask.errors import UserError, suggest
 from unmask.models.load import load_checkpoint
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
+from unmask.models.vocabulary import same_vocabulary
 from unmask.settings import RecipeLike, Settings, choose, resolve, shaped
 
 LENGTH = 128
@@ -63,7 +64,7 @@ class Job:
 
     canvas: Canvas
     recipe: Recipe
-    denoise: Plain | Sampled
+    denoise: Denoiser
 
     def __iter__(self) -> Iterator[tuple[Canvas, Step]]:
         return decode(self.denoise, self.recipe, self.canvas)
@@ -92,6 +93,7 @@ class Model:
         steps: int | None = None,
         threshold: float | None = None,
         factor: float | None = None,
+        guide: Model | str | Path | None = None,
         temperature: float | None = None,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -104,12 +106,15 @@ class Model:
         """Write one response to a text or to a conversation (an Output), or one to each text of a list (a list).
 
         `recipe`: a name, a TOML file, an expression, or a Recipe. `length`: cells of the response. `suffix`: text that
-        follows the response, which is then written between the two. Row i draws with seed + i. `aliases` are the names
-        that published loops and transformers give these settings (`settings.ALIASES`); any other is a UserError.
+        follows the response, which is then written between the two. `guide`: the autoregressive model (loaded, or
+        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin. Row i draws with
+        seed + i. `aliases` are the names that published loops and transformers give these settings
+        (`settings.ALIASES`); any other is a UserError.
         """
         given = {
             **{"recipe": recipe, "length": length, "block": block, "steps": steps, "threshold": threshold},
             **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
+            "guide": guide,
         }
         settings = resolve(given, aliases, mask_id=self.network.config.mask_id)
         prompts, single = _prompts(prompt)
@@ -172,10 +177,27 @@ class Model:
         revisions = recipe.revisions if recipe.remask or recipe.edit else 0
         canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=revisions)
         canvas = _to(_answer(canvas, recipe), self.network.embed.weight.device)
-        plain = Plain(self.network, slots=len(rows), length=canvas.tokens.shape[1], cached=recipe.cached)
         confidence = "shaped" if shaped(recipe) else "raw"
-        sampled = Sampled(plain, settings.temperature or 0.0, settings.top_k, settings.top_p, confidence)
-        return Job(canvas, recipe, sampled if sampled.temperature else plain)
+        draws = Draws(settings.temperature or 0.0, settings.top_k, settings.top_p, confidence)
+        guide = self.guide(settings.guide) if recipe.guided else None
+        size = {"slots": len(rows), "length": canvas.tokens.shape[1]}
+        return Job(canvas, recipe, dress(self.network, recipe, **size, draws=draws, guide=guide))
+
+    def guide(self, source: Model | str | Path | None) -> Transformer | None:
+        """The network of a guide of the same vocabulary; the embedded dLLM's own is its twin, others have none."""
+        embedded = self.directory.parent == Path(zoo.__file__).parent
+        if source is None and not embedded:
+            return None
+        found = source if isinstance(source, Model) else load(source or zoo.PAIR[1], device=self.device)
+        if not found.network.config.autoregressive:
+            raise UserError(f"a guide is an autoregressive model, and {found.name} is not")
+        same_vocabulary(self.tokenizer, found.tokenizer)
+        return found.network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.embed.weight.device
 
     def run(self, job: Job, *, on_step: OnStep | None = None, streamer: Streamer | None = None) -> list[Output]:
         """Decode a prepared call. The ledger's clock stands still while `on_step` and the streamer have the canvas."""

@@ -15,6 +15,7 @@ from unmask.decode import Budget, Canvas, Recipe, ended, everything, finished, p
 from unmask.decode.algebra import Rule
 from unmask.decode.blocks import After, Blocks, Quota
 from unmask.decode.pick import DreamQuota, Leftmost, Scattered
+from unmask.decode.recipe import PARTS
 from unmask.decode.where import Ended
 from unmask.errors import UserError, suggest
 from unmask.models.config import ModelConfig
@@ -39,6 +40,7 @@ class Settings:
     by: str | None = None
     eps: float | None = None
     cache: str | None = None
+    guide: Any = None
     temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
@@ -222,11 +224,18 @@ def from_expression(text: str) -> Recipe:
     except SyntaxError:
         tree = None
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Recipe":
-        parts = {k.arg: parse(ast.unparse(k.value)) for k in tree.keywords if k.arg}
-        if tree.args or set(parts) - {"query", "unmask", "remask", "stop"} or not {"query", "unmask"} <= set(parts):
-            raise UserError(f"a recipe is Recipe(query=..., unmask=..., remask=..., stop=...), not {text!r}")
-        return Recipe(**parts)  # type: ignore[arg-type]
+        parts = {k.arg: _part(k.value) for k in tree.keywords if k.arg}
+        if tree.args or set(parts) - {*PARTS, "beliefs", "revisions"} or not {"query", "unmask"} <= set(parts):
+            raise UserError(f"a recipe is Recipe(query=..., unmask=..., remask=..., edit=..., stop=...), not {text!r}")
+        return Recipe(**parts)
     return Recipe(everything, parse(text))  # type: ignore[arg-type]
+
+
+def _part(node: ast.expr) -> Any:
+    """A rule, a list of beliefs, or the number of revisions."""
+    if isinstance(node, ast.List):
+        return tuple(parse(ast.unparse(element)) for element in node.elts)
+    return node.value if isinstance(node, ast.Constant) else parse(ast.unparse(node))
 
 
 def check(recipe: Recipe, model: ModelConfig, length: int) -> None:

@@ -32,6 +32,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Steps of recipes with a schedule.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability at which a cell is committed.")] = None,
     factor: Annotated[float | None, typer.Option(help="Fast-dLLM's factor.")] = None,
+    guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives recipes a second opinion.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
     top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Number of tokens to draw from; 0: all.")] = 0,
@@ -62,6 +63,7 @@ def generate(
     given = {
         **{"recipe": recipe, "length": length, "block": block, "steps": steps, "threshold": threshold},
         **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
+        "guide": guide,
     }
     settings = resolve(given, {})
     loaded = load(model, dtype=dtype, device=device)

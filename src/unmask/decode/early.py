@@ -15,7 +15,6 @@ from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.where import Region
 
-
 CRITERIA = ("gap", "peak", "score", "margin")
 """Statistics of the draft by which a row can be sure."""
 

@@ -43,9 +43,12 @@ def step(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> tuple[Can
     query = recipe.query(canvas) & canvas.valid & ~canvas.done[:, None]
     draft = denoise(canvas, query, recipe.need(canvas))  # the only line that costs anything
     pick = recipe.unmask(canvas, draft, canvas.masked & draft.fresh)
-    may = None if recipe.edit is None and recipe.remask is None else canvas.revocable & draft.fresh
-    edit = None if recipe.edit is None else recipe.edit(canvas, draft, may & (draft.token != canvas.tokens))
-    back = None if recipe.remask is None else recipe.remask(canvas, draft, may if edit is None else may & ~edit)
+    edit = back = None
+    if recipe.edit is not None:
+        edit = recipe.edit(canvas, draft, canvas.revocable & draft.fresh & (draft.token != canvas.tokens))
+    if recipe.remask is not None:
+        may = canvas.revocable & draft.fresh
+        back = recipe.remask(canvas, draft, may if edit is None else may & ~edit)
     after = canvas.advance(pick, back, draft, edit=edit)
     after = after.finish(recipe.stop(after, draft))
     return after, Step(after.step, draft.computed, pick, back, draft, edit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from unmask import recipes
 from unmask.decode import Canvas, Ledger, Recipe, decode, useful
-from unmask.denoise import Plain
+from unmask.denoise import dress
 from unmask.models.transformer import Transformer
 from unmask.settings import Settings, choose
 from unmask.study.tasks import Task
@@ -50,11 +50,19 @@ def recipe_for(model: Transformer, name: str, length: int, *, block: int | None 
     return choose(Settings(recipe=name, block=min(block, length) if sized and block else None, **rules), c, length)
 
 
-def respond(model: Transformer, recipe: Recipe, prompts: Sequence[Sequence[int]], length: int) -> tuple[Canvas, Ledger]:
-    """Decode one batch of token prompts (each ending in the separator)."""
+def respond(
+    model: Transformer,
+    recipe: Recipe,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    *,
+    guide: Transformer | None = None,
+) -> tuple[Canvas, Ledger]:
+    """Decode one batch of token prompts (each ending in the separator); the whole response is the answer region."""
     c = model.config
     canvas = Canvas.new(prompts, length, mask_id=c.mask_id, eos=c.eos_ids)
-    denoise = Plain(model, slots=len(prompts), length=canvas.tokens.shape[1], cached=recipe.cached)
+    canvas = replace(canvas, region=(~canvas.given & canvas.valid).to(torch.int8) * 2)
+    denoise = dress(model, recipe, slots=len(prompts), length=canvas.tokens.shape[1], guide=guide)
     ledger = Ledger()
     for canvas, event in decode(denoise, recipe, canvas):  # noqa: B020
         ledger.update(canvas, event)
