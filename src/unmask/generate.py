@@ -174,8 +174,7 @@ class Model:
         rows = [self.row(prompt, settings, suffix) for prompt in prompts]
         heads = [row.index(None) for row in rows]
         seeds = [settings.seed + offset + i for i in range(len(rows))]
-        revisions = recipe.revisions if recipe.remask or recipe.edit else 0
-        canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=revisions)
+        canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=recipe.allowance)
         canvas = _to(_answer(canvas, recipe), self.network.embed.weight.device)
         confidence = "shaped" if shaped(recipe) else "raw"
         draws = Draws(settings.temperature or 0.0, settings.top_k, settings.top_p, confidence)

@@ -47,6 +47,7 @@ def evaluate(
     block: Annotated[int, typer.Option(help="Cells of a block.")] = 8,
     batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    guide: Annotated[str, typer.Option(help="Autoregressive model that guided recipes ask.")] = "twin",
     e2e: Annotated[str, typer.Option(help="Folder of the E2E data, for the restaurants task.")] = "",
     card: Annotated[bool, typer.Option("--card", help="Write the accuracy into the model's card.json.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
@@ -57,7 +58,7 @@ def evaluate(
 
     from unmask.study.cards import Settings, main
 
-    settings = Settings(model=model, items=items, block=block, batch=batch, dtype=dtype, e2e=e2e)
+    settings = Settings(model=model, items=items, block=block, batch=batch, dtype=dtype, e2e=e2e, guide=guide)
     settings = replace(settings, tasks=tuple(tasks) if tasks else settings.tasks)
     settings = replace(settings, recipes=tuple(recipes) if recipes else settings.recipes)
     raise typer.Exit(main(settings, as_json=json, card=card, root=out) or 0)

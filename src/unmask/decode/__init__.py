@@ -12,6 +12,7 @@ from unmask.decode.ledger import Ledger, Report, useful
 from unmask.decode.loop import Denoiser, Step, decode, step
 from unmask.decode.pick import best, confident, dream_quota, entropy_bounded, factor, leftmost, scattered
 from unmask.decode.recipe import Mixed, Recipe
+from unmask.decode.revise import calm, doubted
 from unmask.decode.where import (
     Budget,
     Decided,
@@ -62,10 +63,12 @@ __all__ = [
     "agrees",
     "answer",
     "best",
+    "calm",
     "cat",
     "confident",
     "decode",
     "dirty",
+    "doubted",
     "dream_quota",
     "ended",
     "entropy_bounded",

@@ -94,6 +94,11 @@ class Draft:
         """[B, L]: entropy of the prediction in nats; inf where not fresh."""
         return self.spread(torch.special.entr(self._probability).sum(-1), torch.inf)
 
+    def probability_of(self, tokens: Tensor) -> Tensor:
+        """[B, L]: probability of the given tokens [B, L] at the fresh cells; inf elsewhere."""
+        own = tokens.flatten()[self.at].clamp(0, self.logits.shape[1] - 1)  # an undecided cell may hold any id
+        return self.spread(self._probability.gather(1, own[:, None])[:, 0], torch.inf)
+
     def value(self, by: str) -> Tensor:
         """A statistic by name, larger = surer: score, peak, margin, gap, or entropy (negated)."""
         return -self.entropy if by == "entropy" else getattr(self, by)

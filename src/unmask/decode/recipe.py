@@ -83,6 +83,11 @@ class Recipe:
         return any(getattr(r, "guided", False) for r in (*self.unmask.walk(), *self.beliefs))
 
     @property
+    def allowance(self) -> int:
+        """How often each cell may be given back or edited: none where the recipe does neither."""
+        return self.revisions if self.remask or self.edit else 0
+
+    @property
     def cached(self) -> bool:
         """Does any forward rely on keys and values of an earlier one?"""
         return not isinstance(self.query, Everything)

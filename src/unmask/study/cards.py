@@ -30,7 +30,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model."""
+    """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model.
+
+    `guide` is loaded if a recipe asks for a second opinion.
+    """
 
     model: str = "dllm"
     tasks: tuple[str, ...] = ("problems", "problems-numbers", "problems-templates", "worksheet-8")
@@ -40,6 +43,7 @@ class Settings:
     batch: int = 32
     dtype: str = "float32"
     e2e: str = ""
+    guide: str = "twin"
     seed: int = 0
 
 
@@ -75,7 +79,8 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
         for task, name in jobs:
             bar.update(doing, description=f"{task.name}, {name}")
             recipe = recipe_for(loaded.model, name, task.length, block=settings.block)
-            result = evaluate(loaded.model, tokenizer, task, recipe, name=name, batch=settings.batch)
+            guide = load(settings.guide, settings.dtype)[0].model if recipe.guided else None
+            result = evaluate(loaded.model, tokenizer, task, recipe, name=name, batch=settings.batch, guide=guide)
             for row in result.rows:
                 out.row({"task": task.name, "recipe": name, **row})
             found.append(summary(result, repr(recipe)))

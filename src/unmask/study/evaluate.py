@@ -42,10 +42,15 @@ class Result:
 
 
 def recipe_for(model: Transformer, name: str, length: int, *, block: int | None = None, **rules: Any) -> Recipe:
-    """The recipe that `generate` would use for `length` response cells; `ar` for a causal model whatever the name."""
+    """The recipe that `generate` would use for `length` response cells; `ar` for a causal model whatever the name.
+
+    `name` may also be an expression, which already holds its blocks.
+    """
     c = model.config
     if c.autoregressive:
         return choose(Settings(recipe="ar"), c, length)
+    if name not in recipes.entries() and not name.replace("-", "").isalnum():
+        return choose(Settings(recipe=name), c, length)
     sized = block is not None and "block" in recipes.entry(name).defaults
     return choose(Settings(recipe=name, block=min(block, length) if sized and block else None, **rules), c, length)
 
@@ -60,7 +65,7 @@ def respond(
 ) -> tuple[Canvas, Ledger]:
     """Decode one batch of token prompts (each ending in the separator); the whole response is the answer region."""
     c = model.config
-    canvas = Canvas.new(prompts, length, mask_id=c.mask_id, eos=c.eos_ids)
+    canvas = Canvas.new(prompts, length, mask_id=c.mask_id, eos=c.eos_ids, revisions=recipe.allowance)
     canvas = replace(canvas, region=(~canvas.given & canvas.valid).to(torch.int8) * 2)
     denoise = dress(model, recipe, slots=len(prompts), length=canvas.tokens.shape[1], guide=guide)
     ledger = Ledger()
@@ -70,7 +75,13 @@ def respond(
 
 
 def run(
-    model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, batch: int = 32
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    recipe: Recipe,
+    *,
+    batch: int = 32,
+    guide: Transformer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A row for each item of the task, in order of prompt length (close lengths share a batch)."""
     tokenizer.encode_special_tokens = True
@@ -78,7 +89,7 @@ def run(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for at in range(0, len(order), batch):
         picked = order[at : at + batch]
-        canvas, ledger = respond(model, recipe, [prompts[i] for i in picked], task.length)
+        canvas, ledger = respond(model, recipe, [prompts[i] for i in picked], task.length, guide=guide)
         report, keep = ledger.report(), useful(canvas)
         for row, i in enumerate(picked):
             text = tokenizer.decode(canvas.tokens[row][keep[row]].tolist())
@@ -96,10 +107,17 @@ def run(
 
 @torch.inference_mode()
 def evaluate(
-    model: Transformer, tokenizer: Tokenizer, task: Task, recipe: Recipe, *, name: str = "", batch: int = 32
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: Task,
+    recipe: Recipe,
+    *,
+    name: str = "",
+    batch: int = 32,
+    guide: Transformer | None = None,
 ) -> Result:
     """Decode a whole task and average."""
-    rows = sorted(run(model, tokenizer, task, recipe, batch=batch), key=lambda r: r["item"])
+    rows = sorted(run(model, tokenizer, task, recipe, batch=batch, guide=guide), key=lambda r: r["item"])
     scores = {k: sum(r[k] for r in rows) / len(rows) for k in ("right", "exact", "doubled") if k in rows[0]}
     forwards = sum(r["forwards"] for r in rows)
     tokens = sum(r["tokens"] for r in rows)
