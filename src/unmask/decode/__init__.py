@@ -1,5 +1,6 @@
 """Pure tensor algebra of decoding: canvas, rules, the loop. It imports no model."""
 
+from unmask.decode.account import Account, account
 from unmask.decode.algebra import Pick, Rows, Rule, Where
 from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
@@ -10,7 +11,7 @@ from unmask.decode.expression import parse
 from unmask.decode.judge import agrees
 from unmask.decode.ledger import Ledger, Report, useful
 from unmask.decode.loop import Denoiser, Step, decode, step
-from unmask.decode.pick import best, confident, dream_quota, entropy_bounded, factor, leftmost, scattered
+from unmask.decode.pick import best, confident, drawn, dream_quota, entropy_bounded, factor, leftmost, scattered
 from unmask.decode.recipe import Mixed, Recipe
 from unmask.decode.revise import calm, doubted
 from unmask.decode.where import (
@@ -34,6 +35,7 @@ from unmask.decode.where import (
 )
 
 __all__ = [
+    "Account",
     "Belief",
     "Blocks",
     "Budget",
@@ -60,6 +62,7 @@ __all__ = [
     "Sure",
     "Where",
     "abandoned",
+    "account",
     "agrees",
     "answer",
     "best",
@@ -69,6 +72,7 @@ __all__ = [
     "decode",
     "dirty",
     "doubted",
+    "drawn",
     "dream_quota",
     "ended",
     "entropy_bounded",

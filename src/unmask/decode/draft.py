@@ -35,6 +35,8 @@ class Draft:
     """[N, V]: logits after temperature and filters, where confidence shall be read from them (Dream's convention)."""
     second: Draft | None = None
     """A second opinion: a guide's logits of the cell, given the tokens drafted before it. Fresh where it was asked."""
+    drawn: Tensor | None = None
+    """[B, L] int64: the place of each cell among those a joint sampler drew, from 1; 0 for the others."""
     costs: tuple[Cost, ...] = field(default=())
     """What the helpers of the denoiser computed for this draft."""
 
@@ -108,5 +110,7 @@ class Draft:
         keep = torch.isin(self.at // self.fresh.shape[1], rows)
         rest = (None if t is None else t[keep] for t in (self.chosen, self.belief))
         second = None if self.second is None else self.second[rows]
+        drawn = None if self.drawn is None else self.drawn[rows]
         costs = tuple(Cost(c.name, c.computed[rows], c.seconds) for c in self.costs)
-        return Draft(self.computed[rows], self.fresh[rows], self.logits[keep], *rest, second=second, costs=costs)
+        own = (self.computed[rows], self.fresh[rows], self.logits[keep])
+        return Draft(*own, *rest, second=second, drawn=drawn, costs=costs)

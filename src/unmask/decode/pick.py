@@ -10,21 +10,25 @@ import torch
 from torch import Tensor
 
 from unmask.decode import noise
-from unmask.decode.algebra import Pick, term
+from unmask.decode.algebra import Pick, ready, term
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
+from unmask.errors import UserError
 
 if TYPE_CHECKING:
     from unmask.decode.blocks import Blocks
 
-CONFIDENCE = ("score", "margin", "entropy", "gap", "random")
-"""What candidates may be ranked by; entropy counts negatively; random is the row's own counter-based noise."""
+CONFIDENCE = ("score", "margin", "entropy", "gap", "random", "left")
+"""What candidates may be ranked by; entropy counts negatively; random is the row's own counter-based noise; left is the
+order of reading."""
 
 
 def confidence(canvas: Canvas, draft: Draft, by: str) -> Tensor:
     """[B, L]: the statistic named `by`, larger = surer."""
     if by == "random":
         return noise.uniform(canvas.seed[:, None], canvas.step[:, None], canvas.position)
+    if by == "left":
+        return -canvas.position.expand_as(draft.fresh).to(canvas.score.dtype)
     return draft.value(by)
 
 
@@ -226,6 +230,18 @@ class Scattered(Pick):
         return among & (turn == turn.amin(1, keepdim=True))
 
 
-leftmost = Leftmost
+@dataclass(frozen=True, repr=False)
+class Drawn(Pick):
+    """The cells that a joint sampler drew, one after the other, among these candidates (needs the belief `joint`)."""
+
+    always = True  # where it has candidates, at least one is drawn among them
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        if draft.drawn is None:
+            raise UserError("drawn takes what a joint sampler drew; add the belief joint(k)")
+        return among & (draft.drawn > 0)
+
+
+leftmost, drawn = Leftmost, ready("drawn", Drawn())
 confident, best, factor, entropy_bounded = Confident, Best, Factor, EntropyBounded
 dream_quota, scattered = DreamQuota, Scattered

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.decode.algebra import Pick, Rows, Rule, Where, WhereAnd, WhereNot, WhereOr, WhereWhen, Whole, as_pick
-from unmask.decode.belief import Belief
-from unmask.decode.blocks import Onward
+from unmask.decode.algebra import Pick, Rows, Rule, Then, Where, WhereAnd, WhereNot, WhereOr, WhereWhen, Whole, as_pick
+from unmask.decode.belief import Belief, Joint
+from unmask.decode.blocks import Blocks, Onward
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.expression import parse
+from unmask.decode.pick import Drawn
 from unmask.decode.where import Dirty, Everything, Finished, Masked, filled
 from unmask.errors import UserError
 
@@ -70,12 +71,32 @@ class Recipe:
             raise UserError(f"{self.unmask!r} may commit nothing and never end; add `| best(1)`")
         if any(isinstance(r, Where) and r.optional for r in self.unmask.walk()) and not isinstance(self.stop, Finished):
             raise UserError(f"{self.unmask!r} leaves cells undecided on purpose; its stop must be `finished`")
+        self._refuse_joint()
         for early in self.unmask.walk():
             if isinstance(early, Whole) and not reaches(self.query, early.rule):
                 raise UserError(
                     f"early commit needs logits of every undecided cell of {early.rule!r}, and {self.query!r} never "
                     "computes them all; add `everything.when(every(8))` or a prefix window to the query"
                 )
+
+    def _refuse_joint(self) -> None:
+        drawing = [r for r in self.unmask.walk() if isinstance(r, Drawn)]
+        if len(joints := [b for b in self.beliefs if isinstance(b, Joint)]) > 1:
+            raise UserError(f"{joints[0]!r} and {joints[1]!r} both draw; keep one")
+        if drawing and self.joint is None:
+            raise UserError(f"{self.unmask!r} takes what a joint sampler drew; add joint(4) to its beliefs")
+        for rule in self.unmask.walk():
+            if isinstance(rule, Then) and self.joint and any(isinstance(r, Drawn) for r in rule.right.walk()):
+                sizes = [r.size for r in rule.left.walk() if isinstance(r, Blocks)]
+                if sizes and self.joint.k > min(sizes):
+                    raise UserError(
+                        f"{self.joint!r} draws more tokens than a block of {min(sizes)} has; use at most that many"
+                    )
+
+    @property
+    def joint(self) -> Joint | None:
+        """The joint sampler that draws its tokens, if one does."""
+        return next((b for b in self.beliefs if isinstance(b, Joint)), None)
 
     @property
     def guided(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,13 @@ class Plain:
         c = self.config = model.config
         if length > c.max_positions:
             raise ValueError(f"{length} cells do not fit into the model's {c.max_positions} positions")
-        self.model, self.length = model, length
+        self.model, self.slots, self.length = model, slots, length
         device = model.embed.weight.device
         self.pool = KVPool(c, slots, length, dtype=model.dtype, device=device) if cached else None
         self.banned = [slice(c.token_count, None)] if c.token_count < c.vocab_size else []
         """Columns that are never generated: padding of the vocabulary and the mask."""
+        self.kept: Tensor | None = None
+        """[slots, length, D]: the last hidden state of every position ever computed, where somebody asked to keep it."""
         if 0 <= c.mask_id < c.token_count:
             self.banned.append(slice(c.mask_id, c.mask_id + 1))
 
@@ -40,6 +44,23 @@ class Plain:
         for column in self.banned:
             logits[:, column] = -torch.inf
         return Draft(compute, fresh, logits)
+
+    def keep_hidden(self) -> None:
+        """Keep the last hidden states from now on."""
+        c, weight = self.config, self.model.embed.weight
+        slots = self.slots
+        self.kept = torch.zeros(slots, self.length, c.d_model, dtype=self.model.dtype, device=weight.device)
+
+    def hidden(self, canvas: Canvas, draft: Draft) -> tuple[Tensor, Tensor]:
+        """(states [B, L, D] from which each cell was predicted, [B, L] bool where there is one), after `draft`."""
+        assert self.kept is not None, "call keep_hidden first"
+        known = draft.computed | (canvas.cached_at >= 0) & canvas.valid
+        state = self.kept[canvas.slot, : canvas.tokens.shape[1]]
+        if not self.config.shift:
+            return state, known
+        known = known.roll(1, 1) & canvas.valid
+        known[:, 0] = False
+        return state.roll(1, 1), known
 
     def _reach(self, query: Tensor, need: Tensor) -> tuple[Tensor, Tensor]:
         """(cells to compute, cells whose logits that gives), both [B, L]."""
@@ -64,7 +85,20 @@ class Plain:
             )
         source = fresh.roll(-1, 1) if self.config.shift else fresh  # column 0 is never fresh there
         need = source.gather(1, index).flatten().nonzero()[:, 0]
-        return self.model(tokens, index, kv=kv, visible=self._visible(canvas, compute, index, real), need=need)
+        visible = self._visible(canvas, compute, index, real)
+        return self.model(tokens, index, kv=kv, visible=visible, need=need, tap=self._tap(canvas, index, real))
+
+    def _tap(self, canvas: Canvas, index: Tensor, real: Tensor | None) -> Callable[[Tensor], None] | None:
+        if self.kept is None:
+            return None
+
+        def store(states: Tensor) -> None:
+            assert self.kept is not None
+            row = canvas.slot[:, None].expand_as(index)
+            keep = torch.ones_like(index, dtype=torch.bool) if real is None else real
+            self.kept[row[keep], index[keep]] = states[keep]
+
+        return store
 
     def _visible(self, canvas: Canvas, compute: Tensor, index: Tensor, real: Tensor | None) -> Tensor | None:
         """[B, 1, Q, K] bool, or None where every query sees every key."""

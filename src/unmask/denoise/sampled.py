@@ -32,7 +32,10 @@ class Sampled:
             raise UserError(f"temperature and top_k must be >= 0 and top_p in (0, 1]: {given}")
 
     def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
-        draft = self.denoise(canvas, query, need)
+        return self.settle(canvas, self.denoise(canvas, query, need))
+
+    def settle(self, canvas: Canvas, draft: Draft) -> Draft:
+        """The draft with its tokens drawn, and what confidence is read from."""
         if self.temperature == 0:
             return draft
         shaped = self.shape(draft.logits.float() / self.temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -153,17 +154,22 @@ class Transformer(nn.Module):
         visible: Tensor | None = None,
         need: Tensor | None = None,
         dtype: torch.dtype | None = None,
+        tap: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """Logits of `tokens` [B, Q] at absolute positions `index` [B, Q] (default 0, 1, ...).
 
         `visible` [B, 1, Q, K] bool: the keys each query sees, K being Q, or the readable length of `kv`; None = all.
         `need` [N]: flat indices into B * Q; the head runs on these rows only and [N, V] is returned, else [B, Q, V].
-        `dtype`: activation dtype, default that of the weights.
+        `dtype`: activation dtype, default that of the weights. `tap` is shown the hidden states [B, Q, D] that the
+        head reads.
         """
         x = self.embed(tokens).to(dtype or self.dtype)
         rope = self.rope(tokens.shape[1], index, x.dtype)
         for block in self.blocks:
             x = block(x, rope, kv, visible)
+        if tap is not None:
+            tap(x := self.norm(x))
+            return self.head_of(x if need is None else x.flatten(0, 1)[need])
         if need is not None:
             x = x.flatten(0, 1)[need]
         return self.logits(x)
@@ -176,8 +182,12 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: hidden [..., D] before the norm -> [..., V]."""
+        return self.head_of(self.norm(hidden))
+
+    def head_of(self, normed: Tensor) -> Tensor:
+        """The head alone: hidden states [..., D] after the norm -> [..., V]."""
         weight = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(hidden), weight.to(hidden.dtype))
+        return F.linear(normed, weight.to(normed.dtype))
 
     def initialise(self, seed: int, *, gain: float = 0.6) -> Transformer:
         """Draw all weights from `seed`: matrices N(0, gain^2 / fan_in), residual outputs by 1 / sqrt(2 layers)."""
