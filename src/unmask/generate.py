@@ -179,8 +179,8 @@ class Model:
         confidence = "shaped" if shaped(recipe) else "raw"
         draws = Draws(settings.temperature or 0.0, settings.top_k, settings.top_p, confidence)
         guide = self.guide(settings.guide) if recipe.guided else None
-        size = {"slots": len(rows), "length": canvas.tokens.shape[1]}
-        return Job(canvas, recipe, dress(self.network, recipe, **size, draws=draws, guide=guide))
+        slots, width = canvas.tokens.shape
+        return Job(canvas, recipe, dress(self.network, recipe, slots=slots, length=width, draws=draws, guide=guide))
 
     def guide(self, source: Model | str | Path | None) -> Transformer | None:
         """The network of a guide of the same vocabulary; the embedded dLLM's own is its twin, others have none."""

@@ -58,7 +58,7 @@ class Jointly:
         return replace(first, chosen=chosen, drawn=drawn, costs=(*first.costs, *costs))
 
     def _cells(self, canvas: Canvas, draft: Draft) -> tuple[Tensor, Tensor]:
-        """(cells to draw [B, L], cells a draw [B]): the candidates of `drawn`, and all cells of a certain early commit."""
+        """(cells to draw [B, L], cells a draw [B]): the candidates of `drawn`, or all that an early commit takes."""
         open_ = canvas.masked & draft.fresh & ~canvas.done[:, None]
         drawing = any(isinstance(r, Drawn) for r in self.unmask.walk())
         among, whole = torch.zeros_like(open_) if drawing else open_, torch.zeros_like(open_)

@@ -29,7 +29,7 @@ class Plain:
         self.banned = [slice(c.token_count, None)] if c.token_count < c.vocab_size else []
         """Columns that are never generated: padding of the vocabulary and the mask."""
         self.kept: Tensor | None = None
-        """[slots, length, D]: the last hidden state of every position ever computed, where somebody asked to keep it."""
+        """[slots, length, D]: the last hidden state of every position computed, where somebody asked to keep it."""
         if 0 <= c.mask_id < c.token_count:
             self.banned.append(slice(c.mask_id, c.mask_id + 1))
 
