@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,29 +133,44 @@ def test_paths_exist(page: Path) -> None:
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command of `unmask` with its options."""
+    """Every command of `unmask`, a group's commands as `group command`, with its options."""
     import typer.main
 
     from unmask.cli import app
 
-    group = typer.main.get_command(app)
-    found = group.commands  # type: ignore[attr-defined]
-    return {word: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} for word, command in found.items()}
+    def inside(group: Any, path: str) -> Iterator[tuple[str, set[str]]]:
+        for word, command in group.commands.items():
+            yield f"{path}{word}", {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+            if hasattr(command, "commands"):
+                yield from inside(command, f"{path}{word} ")
+
+    return dict(inside(typer.main.get_command(app), ""))
+
+
+WORDS = re.compile(r" ((?:[a-z]+ \| )*[a-z]+)(.*)")
+"""A command, or several with bars between them, and the rest of the line."""
+
+
+def named(line: str, known: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
+    """(command, rest of the line) for each command that ` WORD ...` names; what follows a group is a command of it."""
+    if match := WORDS.match(line):
+        for word in match[1].split(" | "):
+            group = any(other.startswith(f"{path}{word} ") for other in known)
+            deeper = list(named(match[2], known, f"{path}{word} ")) if group else []
+            yield from deeper or [(f"{path}{word}", match[2])]
 
 
 def mentioned() -> list[tuple[str, str, set[str]]]:
     """(page, command, options) wherever a page writes `unmask COMMAND` as code."""
-    found = []
+    found, known = [], commands()
     for page in PAGES:
         text = read(page)
         lines = [line for _, code in FENCE.findall(text) for line in code.splitlines()]
         lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
         for line in lines:
-            if match := re.match(r"unmask ((?:[a-z]+ \| )*[a-z]+)(.*)", line):
-                for word in match[1].split(" | "):
-                    found.append(
-                        (name(page), word, set(re.findall(r"(?<!\S)--[a-z0-9-]+", match[2].partition("#")[0])))
-                    )
+            if line.startswith("unmask "):
+                for word, rest in named(line.removeprefix("unmask"), known):
+                    found.append((name(page), word, set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest.partition("#")[0]))))
     return found
 
 
@@ -164,6 +180,27 @@ def test_commands_exist() -> None:
     for page, word, options in mentioned():
         assert word in known, f"{page} mentions `unmask {word}`"
         assert options <= known[word] | {"--help"}, f"{page}: `unmask {word}` has no {options - known[word]}"
+
+
+def test_commands_of_a_group_are_read() -> None:
+    known = {
+        "trace": set(),
+        "trace record": {"--drafts"},
+        "trace diff": set(),
+        "train": {"--kind"},
+        "train joint": set(),
+    }
+    for line, words in {
+        " trace record PROMPT --drafts": ["trace record"],
+        " trace record | diff A B": ["trace record", "trace diff"],
+        " trace recrod A": ["trace recrod"],
+        " trace": ["trace"],
+        " train --kind ar": ["train"],
+        " train joint --out X": ["train joint"],
+        " explain dual": ["explain"],
+    }.items():
+        assert [word for word, _ in named(line, known)] == words
+    assert {"trace record", "trace diff"} <= set(commands())
 
 
 def test_picture_says_what_it_is_given() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from unmask.cli import demo, doctor, generate, recipes, study, train
+from unmask.cli import demo, doctor, generate, recipes, study, trace, train, verify
 from unmask.errors import UserError
 
 USAGE: Any = typer.BadParameter.__base__
@@ -33,9 +33,11 @@ for name, function in (
     ("export", train.export),
     ("evaluate", study.evaluate),
     ("bench", study.bench),
+    ("verify", verify.verify),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(function)
+app.add_typer(trace.app, name="trace")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
