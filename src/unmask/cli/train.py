@@ -11,7 +11,7 @@ import typer
 from unmask.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from unmask.train.loop import Progress, Trainer
+    from unmask.train.run import Progress, Run
 
 RATES = {"ar": (0.02, 0.003), "dllm": (0.003, 0.001)}
 """Peak rates of Muon and AdamW: a twin starts at random, a dLLM from its twin, which a higher rate destroys."""
@@ -80,7 +80,7 @@ def measure(tokenizer: Any, e2e: Path) -> Callable[[Any], dict[str, float]]:
     return evaluated
 
 
-def follow(trainer: Trainer, evaluate: Callable[[Any], dict[str, float]] | None, every: int) -> None:
+def follow(trainer: Run, evaluate: Callable[[Any], dict[str, float]] | None, every: int) -> None:
     """Run to the end: a live bar in a terminal, now and then a line elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -118,7 +118,7 @@ def export(
     """Turn a training checkpoint into a model folder with a card."""
     from unmask.train import restaurants, vocabulary
     from unmask.train.export import export as write
-    from unmask.train.loop import read_state
+    from unmask.train.run import read_state
 
     read_state(checkpoint)  # a checkpoint that is none is told before data that it would need
     card = write(checkpoint, out, vocabulary.build(restaurants.clean(restaurants.read(e2e, "train"))))

@@ -22,8 +22,9 @@ class Jointly:
     """Draws up to k tokens a forward, one after the other, each knowing those before it.
 
     The first is the model's own; for each further one the sampler, which keeps the base's last hidden states of every
-    cell ever computed, reads what was drawn. Logits and confidence of the draft stay the model's; its tokens are the
-    drawn ones, and the sampler's latest guess elsewhere. `settle` draws tokens from logits (temperature and filters).
+    cell ever computed, reads what was drawn. A row stops when it has no cell left, or is not sure enough of any. Logits
+    and confidence of the draft stay the model's; its tokens are the drawn ones, in other undecided cells the sampler's
+    latest guess. `settle` draws tokens from logits (temperature and filters).
     """
 
     plain: Plain
@@ -41,21 +42,21 @@ class Jointly:
         raw = self.plain(canvas, query, need)
         first = now = self.settle(canvas, raw)
         among, quota = self._cells(canvas, first)
-        drawn = torch.zeros_like(canvas.tokens)
-        token, hidden, costs = canvas.tokens, None, []
+        drawn, going = torch.zeros_like(canvas.tokens), ~canvas.done
+        token, guess, hidden, costs = canvas.tokens, first.token, None, []
         for turn in range(1, self.joint.k + 1):
-            pick = self._next(canvas, now, among & (drawn == 0), quota, turn)
-            drawn = torch.where(pick, turn, drawn)
-            token = torch.where(pick, now.token, token)
-            live = (among & (drawn == 0)).any(1)
-            if turn == self.joint.k or not bool(live.any()):
+            pick = self._next(canvas, now, among & (drawn == 0) & going[:, None], quota, turn)
+            drawn, token = torch.where(pick, turn, drawn), torch.where(pick, now.token, token)
+            guess = torch.where(pick, now.token, guess)
+            going = pick.any(1) & (among & (drawn == 0)).any(1)
+            if turn == self.joint.k or not bool(going.any()):
                 break
             began = time.perf_counter()
-            hidden, computed, logits = self._sample(canvas, raw, token, drawn, hidden)
+            hidden, computed, logits = self._sample(canvas, raw, token, hidden)
             now = self.settle(canvas, replace(raw, logits=logits))
-            costs.append(Cost("joint sampler", computed & live[:, None], time.perf_counter() - began))
-        chosen = torch.where(drawn > 0, token, now.token).flatten()[first.at]
-        return replace(first, chosen=chosen, drawn=drawn, costs=(*first.costs, *costs))
+            guess = torch.where(going[:, None] & canvas.masked & (drawn == 0), now.token, guess)
+            costs.append(Cost("joint sampler", computed & going[:, None], time.perf_counter() - began))
+        return replace(first, chosen=guess.flatten()[first.at], drawn=drawn, costs=(*first.costs, *costs))
 
     def _cells(self, canvas: Canvas, draft: Draft) -> tuple[Tensor, Tensor]:
         """(cells to draw [B, L], cells a draw [B]): the candidates of `drawn`, or all that an early commit takes."""
@@ -83,19 +84,18 @@ class Jointly:
         return pick
 
     def _sample(
-        self, canvas: Canvas, raw: Draft, token: Tensor, drawn: Tensor, hidden: Tensor | None
+        self, canvas: Canvas, raw: Draft, token: Tensor, before: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(hidden states [B, L, D], cells computed [B, L], logits [N, V] of the fresh cells) after what was drawn."""
         assert self.sampler is not None
         model = self.plain.model
-        state, seen = self.plain.hidden(canvas, raw)
-        hidden = state if hidden is None else hidden
+        base, seen = self.plain.hidden(canvas, raw)
         index = canvas.position.expand_as(token)
         allowed = self.sampler.config.layout.visible(index, index, canvas.origin)
         visible = seen[:, None, None, :].expand(-1, 1, token.shape[1], -1)
         visible = visible if allowed is None else visible & allowed[:, None]
-        rope = model.rope(token.shape[1], None, hidden.dtype)
-        known = model.embed(token.clamp(min=0)).to(hidden.dtype)
-        hidden = self.sampler(known, hidden, rope, visible)
+        rope = model.rope(token.shape[1], None, base.dtype)
+        known = model.embed(token.clamp(min=0)).to(base.dtype)
+        hidden = self.sampler(known, base if before is None else before, rope, visible)
         logits = model.head_of(hidden.flatten(0, 1)[raw.at])
         return hidden, seen, logits.masked_fill(raw.logits == -torch.inf, -torch.inf)

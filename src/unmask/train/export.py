@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from unmask.errors import UserError
 from unmask.models.load import save_checkpoint
 from unmask.models.transformer import Transformer
-from unmask.train.loop import TrainConfig, read_state
+from unmask.train.loop import TrainConfig
+from unmask.train.run import read_state
 
 TEMPLATE = "{{ messages[-1]['content'] }}<sep>"
 

@@ -1,23 +1,19 @@
-"""The training loop: batch i, one step, now and then a checkpoint and an evaluation. Resumable at any step."""
+"""The embedded pair's training: batch i, one step."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from unmask.errors import UserError
 from unmask.models.config import Layout, ModelConfig
 from unmask.models.transformer import Transformer
 from unmask.train import loss as objective
 from unmask.train import optim
 from unmask.train.batches import Mixture
+from unmask.train.run import Run, read_state
 from unmask.train.vocabulary import EOS, MASK
 
 Kind = Literal["dllm", "ar"]
@@ -62,36 +58,16 @@ class TrainConfig:
         )
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One line of the log: where the run is and how it does."""
+class Trainer(Run):
+    """A run of the embedded pair."""
 
-    step: int
-    steps: int
-    seconds: float
-    loss: float
-    tokens: int
-    tokens_per_second: float
-    metrics: dict[str, float]
-
-    @property
-    def eta(self) -> float:
-        """Seconds left at the present speed."""
-        return self.seconds / max(1, self.step) * (self.steps - self.step)
-
-
-class Trainer:
-    """One run in one folder: `checkpoint.pt` (latest), `log.jsonl`, `kept-*.pt`."""
+    config: TrainConfig
+    model: Transformer
 
     def __init__(self, config: TrainConfig, mixture: Mixture, folder: Path) -> None:
-        self.config, self.folder = config, Path(folder)
+        model = Transformer(config.model(mixture.tokenizer.get_vocab_size())).initialise(config.seed)
+        super().__init__(config, folder, model, optim.build(model, config.muon_lr, config.adam_lr))
         self.mixture = replace(mixture, seed=config.seed, tokens=config.tokens_per_step, shares=config.mixture)
-        self.model = Transformer(config.model(mixture.tokenizer.get_vocab_size())).initialise(config.seed)
-        self.optimizers = optim.build(self.model, config.muon_lr, config.adam_lr)
-        self.step = self.tokens = 0
-        self.seconds = 0.0
-        self.history: list[dict[str, Any]] = []
-        self.inherited = 0
         self.prepare = objective.ar_inputs if config.kind == "ar" else objective.dllm_inputs
         self.objective = torch.compile(objective.loss, dynamic=False) if config.compile else objective.loss
 
@@ -105,49 +81,6 @@ class Trainer:
             {"config": state["config"], "steps": state["step"], "tokens": state["tokens"]},
         ]
 
-    def resume(self) -> bool:
-        """Continue from the folder's checkpoint, if there is one."""
-        path = self.folder / "checkpoint.pt"
-        if not path.is_file():
-            return False
-        state = read_state(path)
-        fixed = {
-            k: v
-            for k, v in asdict(replace(self.config, steps=0, keep=(), save_every=0)).items()
-            if k not in ("steps", "keep", "save_every")
-        }
-        if changed := [k for k, v in fixed.items() if state["config"].get(k) != v]:
-            raise UserError(
-                f"{path} is of a run with another {', '.join(changed)}; use another --out or the same settings"
-            )
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.history, self.inherited = state["history"], state["inherited"]
-        return True
-
-    def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
-        return {
-            "config": asdict(self.config),
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "history": self.history,
-            "inherited": self.inherited,
-        }
-
-    def save(self, name: str = "checkpoint.pt") -> Path:
-        """Write a checkpoint under its final name only when it is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path, part = self.folder / name, self.folder / f"{name}.part"
-        torch.save(self.state(), part)
-        os.replace(part, path)
-        return path
-
     def train_step(self) -> float:
         """One batch, one update; returns the loss in nats a cell."""
         batch = self.mixture.batch(self.step)
@@ -160,49 +93,3 @@ class Trainer:
         self.step += 1
         self.tokens += batch.tokens.numel()
         return value.item()
-
-    def run(
-        self, *, evaluate: Callable[[Transformer], dict[str, float]] | None = None, evaluate_every: int = 2000
-    ) -> Iterator[Progress]:
-        """Train to the end, yielding progress every 20 steps; `evaluate` is called every `evaluate_every` steps."""
-        c, mean, began, metrics = self.config, 0.0, time.monotonic() - self.seconds, {}
-        marks = {max(1, round(f * c.steps)): f for f in c.keep}
-        start, since = self.step, time.monotonic()
-        seen = self.tokens
-        while self.step < c.steps:
-            value = self.train_step()
-            weight = max(0.02, 1 / (self.step - start))
-            mean += weight * (value - mean)
-            self.seconds = time.monotonic() - began
-            last = self.step == c.steps
-            if self.step in marks:
-                self.save(f"kept-{round(100 * marks[self.step]):03d}.pt")
-            if self.step % c.save_every == 0 or last:
-                self.save()
-            if evaluate and (self.step % evaluate_every == 0 or last):
-                metrics = evaluate(self.model)
-            if self.step % 20 == 0 or last:
-                speed = (self.tokens - seen) / (time.monotonic() - since)
-                progress = Progress(self.step, c.steps, self.seconds, mean, self.tokens, speed, metrics)
-                self._log(progress)
-                yield progress
-                metrics = {}
-
-    def _log(self, progress: Progress) -> None:
-        if progress.step % 200 == 0 or progress.metrics or progress.step == progress.steps:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "log.jsonl").open("a") as out:
-                out.write(json.dumps(asdict(progress)) + "\n")
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint of a run, with the path of the run's log beside it."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {**state, "log": str(Path(path).parent / "log.jsonl")}
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}") from None
-    except Exception as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or pass another --out"
-        ) from None

@@ -1,0 +1,170 @@
+"""Train a joint sampler on a frozen model's own trajectories (ADJUST, arXiv 2509.22738)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.decode import Canvas, Recipe, cat, decode
+from unmask.denoise import Draws, dress
+from unmask.denoise.jointly import Jointly
+from unmask.models.joint import JointSampler
+from unmask.models.transformer import Transformer
+from unmask.train import optim
+from unmask.train.run import Run
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """One-token-a-step runs of a model, N rows of L cells, with what it thought at each of up to T steps.
+
+    A finished canvas tells its own story: after t steps a cell is undecided if `decided_at` is above t.
+    """
+
+    tokens: Tensor
+    decided_at: Tensor
+    valid: Tensor
+    origin: Tensor
+    steps: Tensor
+    """[N]: forwards of the row."""
+    hidden: Tensor
+    """[N, T, L, D]: the last hidden states from which each cell was predicted after t steps."""
+    mask_id: int
+
+    def state(self, rows: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens [B, L], undecided [B, L]) of `rows` after `step` [B] steps."""
+        undecided = (self.decided_at[rows] > step[:, None]) & self.valid[rows]
+        return self.tokens[rows].masked_fill(undecided, self.mask_id), undecided
+
+
+def record(
+    base: Transformer,
+    canvas: Canvas,
+    order: Recipe,
+    *,
+    temperature: float = 0.0,
+    batch: int = 64,
+    on_row: Callable[[int], object] = lambda count: None,
+) -> Trajectories:
+    """The base's own runs from `canvas`, one token a step, and what it thought on the way.
+
+    `order` says which token comes next; it takes what `joint(1)` draws. `on_row` is told how many rows are done.
+    """
+    (count, width), steps = canvas.tokens.shape, int(canvas.masked.sum(1).max())
+    hidden = torch.zeros(count, steps, width, base.config.d_model, dtype=base.dtype)
+    ends = []
+    for first in range(0, count, batch):
+        part = replace(canvas[first : first + batch], slot=torch.arange(len(canvas[first : first + batch])))
+        draws = Draws(temperature=temperature)
+        denoise = dress(base, order, slots=len(part), length=width, draws=draws)
+        assert isinstance(denoise, Jointly)
+        denoise.plain.keep_hidden()
+        for number, (after, event) in enumerate(decode(denoise, order, before := part)):
+            hidden[first : first + batch, number] = denoise.plain.hidden(before, event.draft)[0]
+            before = part = after
+        ends.append(part)
+        on_row(len(part))
+    end = cat(ends)
+    never = torch.where(end.masked, torch.iinfo(torch.int64).max, end.decided_at)
+    return Trajectories(end.tokens, never, end.valid, end.origin, end.step, hidden, end.mask_id)
+
+
+def loss(
+    base: Transformer,
+    sampler: JointSampler,
+    runs: Trajectories,
+    rows: Tensor,
+    start: Tensor,
+    *,
+    draws: int,
+    hidden_weight: float = 0.0,
+) -> Tensor:
+    """KL(base at the next state || sampler) in nats, mean over the cells still undecided, after `draws` sampler steps.
+
+    `hidden_weight` adds the distance (smooth L1) of the sampler's hidden states from those of the base at that state.
+    Row by row the sampler starts from the base's hidden states at step `start` [B] and is shown the tokens of the
+    steps after it. The base is frozen.
+    """
+    visible = seen_cells(base, runs, rows)
+    hidden, target = runs.hidden[rows, start], runs.hidden[rows, start + draws]
+    rope = base.rope(hidden.shape[1], None, hidden.dtype)
+    for turn in range(1, draws + 1):
+        token, open_ = runs.state(rows, start + turn)
+        hidden = sampler(base.embed(token).to(hidden.dtype).detach(), hidden, rope, visible)
+    at = open_.flatten().nonzero()[:, 0]
+    said, wanted = (base.head_of(h.flatten(0, 1)[at]).float().log_softmax(-1) for h in (hidden, target))
+    share = (1 / open_.sum(1).clamp(min=1))[:, None].expand_as(open_).flatten()[at]
+    distance = (F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1) * share).sum() / len(rows)
+    if not hidden_weight:
+        return distance
+    own = visible.any(2)[:, 0]
+    return distance + hidden_weight * F.smooth_l1_loss(hidden[own].float(), target[own].float())
+
+
+def seen_cells(base: Transformer, runs: Trajectories, rows: Tensor) -> Tensor:
+    """[B, 1, L, L] bool: the cells that each cell may look at in the sampler's layer: those with a hidden state."""
+    index = torch.arange(runs.tokens.shape[1]).expand(len(rows), -1)
+    known = runs.valid[rows] & (index > 0) if base.config.shift else runs.valid[rows]
+    visible = known[:, None, None, :].expand(-1, 1, index.shape[1], -1)
+    allowed = base.config.layout.visible(index, index, runs.origin[rows])
+    return visible if allowed is None else visible & allowed[:, None]
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Everything that decides a run."""
+
+    steps: int = 3000
+    seed: int = 0
+    k: int = 8
+    """Tokens a forward to train for: up to k - 1 sampler steps are unrolled."""
+    further: float = 0.6
+    """Each further unrolled step is this much as likely as the one before (the published code: 0.5)."""
+    hidden_weight: float = 1.0
+    gain: float = 0.5
+    rows: int = 48
+    """Rows a step."""
+    runs: int = 4096
+    """Trajectories of each task."""
+    muon_lr: float = 0.01
+    adam_lr: float = 0.005
+    decay: float = 0.6
+    save_every: int = 500
+    keep: tuple[float, ...] = ()
+    base: str = ""
+    """Digest of the base's weights, which a sampler belongs to."""
+
+
+class JointTrainer(Run):
+    """A run of a joint sampler over a frozen base."""
+
+    config: JointConfig
+    model: JointSampler
+
+    def __init__(self, config: JointConfig, base: Transformer, runs: Sequence[Trajectories], folder: Path) -> None:
+        model = JointSampler(base.config).initialise(config.seed, gain=config.gain)
+        rates = {"within": "", "decay": 0.0}
+        super().__init__(config, folder, model, optim.build(model, config.muon_lr, config.adam_lr, **rates))
+        self.base, self.runs = base.requires_grad_(False).eval(), runs
+
+    def train_step(self) -> float:
+        """One batch of trajectories of one task, one update; returns the loss in nats a cell."""
+        c, draw = self.config, torch.Generator().manual_seed(self.config.seed * 2_000_003 + self.step)
+        runs = self.runs[self.step % len(self.runs)]
+        chances = c.further ** torch.arange(max(1, c.k - 1))
+        draws = int(torch.multinomial(chances, 1, generator=draw)) + 1
+        rows = (runs.steps > draws).nonzero()[:, 0]
+        rows = rows[torch.randint(len(rows), (c.rows,), generator=draw)]
+        start = (torch.rand(c.rows, generator=draw) * (runs.steps[rows] - draws)).long()
+        value = loss(self.base, self.model, runs, rows, start, draws=draws, hidden_weight=c.hidden_weight)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        optim.apply(self.optimizers, optim.schedule(self.step, c.steps, decay=c.decay, warmup=50))
+        self.step += 1
+        self.tokens += c.rows * runs.tokens.shape[1]
+        return value.item()
