@@ -83,6 +83,37 @@ def _sentence(thing: Any) -> str:
     return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
+def lever_table() -> str:
+    """Every lever with its settings, the kind of part it fills, what it does, and where it was published."""
+    from unmask.recipes.levers import levers
+
+    rows = []
+    for lever in levers().values():
+        needs = f" Needs a {lever.needs}." if lever.needs and lever.needs not in lever.title else ""
+        rows.append([f"`{lever}`", lever.kind, lever.title + needs, lever.cite or "common knowledge"])
+    return table(["lever", "kind", "what it does", "published in"], rows)
+
+
+def stack_matrix() -> str:
+    """Which two levers can stand in one stack, and below it why the others cannot."""
+    from unmask.recipes.levers import levers
+    from unmask.recipes.stack import refusal
+
+    names, rows = list(levers()), []
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for at, one in enumerate(names[1:], 1):
+        reasons = {other: refusal(other, one) for other in names[:at]}
+        rows.append([f"`{one}`", *(("no" if reasons[n] else "yes") if n in reasons else "" for n in names[:-1])])
+        for other, reason in reasons.items():
+            if reason:
+                general = re.sub(rf"(?<!keep )(?<!\()\b({one}|{other})\b", "_", reason)
+                alike.setdefault(general, []).append((f"`{other} + {one}`", reason))
+    told = ""
+    for (_, reason), *more in alike.values():
+        told += f"- {reason}." + (f" Likewise {', '.join(pair for pair, _ in more)}." if more else "") + "\n"
+    return table(["", *(f"`{name}`" for name in names[:-1])], rows) + "\n" + told
+
+
 SCORES = {"right": "right", "exact": "whole response exact", "doubled": "texts with a doubled word"}
 RATES = {"forwards": "forwards a response", "tokens_per_forward": "tokens a forward"}
 
@@ -220,6 +251,8 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "recipe_table": recipe_table,
     "recipe_texts": recipe_texts,
     "rule_table": rule_table,
+    "lever_table": lever_table,
+    "stack_matrix": stack_matrix,
     "settings": settings,
     "alias_table": alias_table,
     "cards": cards,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -14,13 +14,15 @@ from torch import Tensor
 from unmask import zoo
 from unmask.decode import Canvas, Denoiser, Ledger, Recipe, Report, Step, decode, useful
 from unmask.decode.where import Region
-from unmask.denoise import Draws, dress
+from unmask.denoise import dress
+from unmask.denoise.rows import Number, Whole, Word
 from unmask.errors import UserError, suggest
 from unmask.models.load import load_checkpoint
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.vocabulary import same_vocabulary
-from unmask.settings import RecipeLike, Settings, choose, resolve, shaped
+from unmask.settings import NAMES, RecipeLike, Settings, choose, resolve
+from unmask.template import Form, Template, mark, regions, shown
 
 LENGTH = 128
 """Cells of a response where the caller does not say, the embedded pair's own lengths aside."""
@@ -41,13 +43,18 @@ class Streamer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """One response: its text and tokens up to the end, its canvas (one row), and the ledger of the whole call."""
+    """One response: its text and tokens up to the end, its canvas (one row), and the ledger of the whole call.
+
+    With a template they are the whole response, the template's words in place, and `regions` has what was written into
+    its slots: "thinking", "answer" and "written".
+    """
 
     text: str
     tokens: list[int]
     ledger: Report
     canvas: Canvas
     recipe: Recipe
+    regions: dict[str, str] = field(default_factory=dict)
 
     @property
     def forwards(self) -> int:
@@ -65,6 +72,7 @@ class Job:
     canvas: Canvas
     recipe: Recipe
     denoise: Denoiser
+    template: bool = False
 
     def __iter__(self) -> Iterator[tuple[Canvas, Step]]:
         return decode(self.denoise, self.recipe, self.canvas)
@@ -93,12 +101,23 @@ class Model:
         steps: int | None = None,
         threshold: float | None = None,
         factor: float | None = None,
+        tau: float | None = None,
         guide: Model | str | Path | None = None,
-        temperature: float | None = None,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
+        temperature: Number | None = None,
+        top_p: Number = 1.0,
+        top_k: Whole = 0,
+        min_p: Number | None = None,
+        confidence: Word | None = None,
+        repetition_penalty: Number | None = None,
+        presence_penalty: Number | None = None,
+        frequency_penalty: Number | None = None,
+        logit_bias: Mapping[Any, float] | Sequence[Mapping[Any, float]] | None = None,
+        eos: Word | None = None,
+        cfg: Number | None = None,
+        seed: Whole = 0,
         suffix: str = "",
+        template: str | None = None,
+        allocation: str = "even",
         streamer: Streamer | None = None,
         on_step: OnStep | None = None,
         **aliases: Any,
@@ -107,15 +126,18 @@ class Model:
 
         `recipe`: a name, a TOML file, an expression, or a Recipe. `length`: cells of the response. `suffix`: text that
         follows the response, which is then written between the two. `guide`: the autoregressive model (loaded, or
-        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin. Row i draws with
-        seed + i. `aliases` are the names that published loops and transformers give these settings
-        (`settings.ALIASES`); any other is a UserError.
+        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin.
+
+        `template`: the response as words and slots, "Step 1: {think} Step 2: {think} The answer is {answer:5}"; slots
+        without a number share what is left of `length` by `allocation`: "even", "front" or "back". `tau` is the mean
+        confidence at which recipe "ice" answers.
+
+        What is about beliefs is told in `denoise.Draws`, and each such setting may be a list with one value a text;
+        `logit_bias` may name a token by its text, `cfg` is the scale of classifier-free guidance. Row i draws with
+        seed + i, or with seed i of a list. `aliases` are the names that published loops and transformers give these
+        settings (`settings.ALIASES`); any other is a UserError.
         """
-        given = {
-            **{"recipe": recipe, "length": length, "block": block, "steps": steps, "threshold": threshold},
-            **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
-            "guide": guide,
-        }
+        given = {name: value for name, value in locals().items() if name in NAMES}
         settings = resolve(given, aliases, mask_id=self.network.config.mask_id)
         prompts, single = _prompts(prompt)
         _check_listeners(streamer, on_step, len(prompts))
@@ -137,34 +159,51 @@ class Model:
         return ids
 
     def length(self, prompt: str | Sequence[Message], settings: Settings) -> int:
-        """Cells of the response: as asked for, else as the embedded pair was trained, else 128, or what is left."""
-        if settings.length is not None:
-            return settings.length
+        """Cells of the response, a template's words included: as asked for, or what a template of numbered slots has,
+        else as the embedded pair was trained, else 128."""
+        form = self.form(prompt, settings)
+        return len(form.cells) if form else settings.length or self._length(prompt)
+
+    def _length(self, prompt: str | Sequence[Message]) -> int:
         if self.directory.parent == Path(zoo.__file__).parent and isinstance(prompt, str):
             return zoo.length(prompt)
         return LENGTH
 
+    def form(self, prompt: str | Sequence[Message], settings: Settings) -> Form | None:
+        """The response by the settings' template, or None without one; UserError if it does not fit into the length."""
+        if settings.template is None:
+            return None
+        if self.network.config.autoregressive:
+            raise UserError("an autoregressive model cannot write between given words; use a masked model")
+        lay, default = Template.parse(settings.template).lay, self._length(prompt)
+        return lay(self.tokenizer.encode, length=settings.length, default=default, allocation=settings.allocation)
+
     def row(self, prompt: str | Sequence[Message], settings: Settings, suffix: str = "") -> list[int | None]:
-        """Ids of the prompt, holes for the response, ids of the suffix; UserError if they do not fit into the model."""
-        c = self.network.config
+        """Ids of the prompt, holes for the response, given ids in it or behind it; UserError if they do not fit."""
+        c, form = self.network.config, self.form(prompt, settings)
         ids, length = self.encode(prompt), self.length(prompt, settings)
         if not isinstance(suffix, str):
             raise UserError(f"the suffix is a text, not {suffix!r:.80}")
         tail = self.tokenizer.encode(suffix) if suffix else []
         if tail and c.autoregressive:
             raise UserError("an autoregressive model cannot write towards a suffix; use a masked model")
+        if suffix and form:
+            raise UserError("a template has its own words behind the slots; write the suffix there")
         if (cells := len(ids) + length + len(tail)) > c.max_positions:
             raise UserError(
                 f"a prompt of {len(ids) + len(tail)} tokens and a response of {length} are {cells} cells; "
                 f"this model has {c.max_positions}"
             )
-        return [*ids, *[None] * length, *tail]
+        return [*ids, *(form.cells if form else [None] * length), *tail]
 
     def recipe(self, prompts: Sequence[str | Sequence[Message]], settings: Settings) -> Recipe:
         """The recipe that decodes these prompts together, checked against the model and the longest response."""
         if not prompts:
             raise UserError("there is no prompt; write a question")
-        return choose(settings, self.network.config, max(self.length(prompt, settings) for prompt in prompts))
+        found = choose(settings, self.network.config, max(self.length(prompt, settings) for prompt in prompts))
+        if settings.template is not None:
+            Template.parse(settings.template).check(found)
+        return found
 
     def prepare(
         self, prompts: Sequence[str | Sequence[Message]], settings: Settings, *, suffix: str = "", offset: int = 0
@@ -172,15 +211,17 @@ class Model:
         """Check everything and lay out the canvas; `offset` numbers the first row, for its seed."""
         c, recipe = self.network.config, self.recipe(prompts, settings)
         rows = [self.row(prompt, settings, suffix) for prompt in prompts]
-        heads = [row.index(None) for row in rows]
-        seeds = [settings.seed + offset + i for i in range(len(rows))]
+        forms = [form for prompt in prompts if (form := self.form(prompt, settings))]
+        heads = [len(row) - len(form.cells) for row, form in zip(rows, forms, strict=True)] if forms else []
+        heads = heads or [row.index(None) for row in rows]
+        seeds = settings.seeds(len(rows), offset)
         canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=recipe.allowance)
-        canvas = _to(_answer(canvas, recipe), self.network.embed.weight.device)
-        confidence = "shaped" if shaped(recipe) else "raw"
-        draws = Draws(settings.temperature or 0.0, settings.top_k, settings.top_p, confidence)
+        canvas = _to(mark(canvas, forms) if forms else _answer(canvas, recipe), self.network.embed.weight.device)
+        draws = settings.draws(recipe, c, self.tokenizer)
         guide = self.guide(settings.guide) if recipe.guided else None
-        slots, width = canvas.tokens.shape
-        return Job(canvas, recipe, dress(self.network, recipe, slots=slots, length=width, draws=draws, guide=guide))
+        place: dict[str, Any] = dict(zip(("slots", "length"), canvas.tokens.shape, strict=True))
+        denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, guide=guide)
+        return Job(canvas, recipe, denoise, template=bool(forms))
 
     def guide(self, source: Model | str | Path | None) -> Transformer | None:
         """The network of a guide of the same vocabulary; the embedded dLLM's own is its twin, others have none."""
@@ -202,7 +243,7 @@ class Model:
         """Decode a prepared call. The ledger's clock stands still while `on_step` and the streamer have the canvas."""
         tell = [on_step] if on_step else []
         if streamer is not None:
-            tell.append(Streaming(streamer, job.canvas))
+            tell.append(Streaming(streamer, job.canvas, template=job.template))
         ledger, canvas, pause = Ledger(), job.canvas, 0.0
         for canvas, event in job:
             ledger.began += pause
@@ -213,24 +254,32 @@ class Model:
             pause = time.perf_counter() - since
         if streamer is not None:
             streamer.end()
-        report, keep = ledger.report(), useful(canvas)
-        tokens = [canvas.tokens[row][keep[row]].tolist() for row in range(len(canvas))]
-        return [
-            Output(self.tokenizer.decode(ids), ids, report, canvas[row : row + 1], job.recipe)
-            for row, ids in enumerate(tokens)
-        ]
+        report = ledger.report()
+        return [self._output(canvas[row : row + 1], report, job) for row in range(len(canvas))]
+
+    def _output(self, canvas: Canvas, report: Report, job: Job) -> Output:
+        """What one row of a finished canvas says."""
+        ids = canvas.tokens[shown(canvas) if job.template else useful(canvas)].tolist()
+        told = regions(canvas, self.tokenizer.decode) if job.template else {}
+        return Output(self.tokenizer.decode(ids), ids, report, canvas, job.recipe, told)
 
 
 class Streaming:
-    """Feeds a streamer from the loop: the settled beginning by `put`, what follows as a draft by `put_draft`."""
+    """Feeds a streamer from the loop: the settled beginning by `put`, what follows as a draft by `put_draft`.
 
-    def __init__(self, streamer: Streamer, canvas: Canvas) -> None:
-        self.streamer, self.sent = streamer, int(canvas.origin[0])
+    Of a template, also its words are put, no slot's EOS or what is behind it, and in the end what stands behind holes.
+    """
+
+    def __init__(self, streamer: Streamer, canvas: Canvas, *, template: bool = False) -> None:
+        self.streamer, self.sent, self.template = streamer, int(canvas.origin[0]), template
         self.draft = getattr(streamer, "put_draft", None)
         streamer.put(canvas.tokens[0, : self.sent].cpu())
 
     def __call__(self, canvas: Canvas, event: Step) -> None:
         """Put the cells that became settled in this step."""
+        if self.template:
+            self._fill(canvas, event)
+            return
         own = canvas.valid[0] & ~canvas.given[0]
         last = int(own.nonzero()[-1]) + 1
         stop = min(int(canvas.first(canvas.ended)[0]) + 1, last)
@@ -239,8 +288,23 @@ class Streaming:
             self.streamer.put(canvas.tokens[0, self.sent : settled].cpu())
             self.sent = settled
         if self.draft is not None and settled < stop:
-            guess = torch.where(canvas.masked & event.draft.fresh, event.draft.token, canvas.tokens)
-            self.draft(guess[0, settled:stop].cpu())
+            self.draft(_guess(canvas, event)[settled:stop].cpu())
+
+    def _fill(self, canvas: Canvas, event: Step) -> None:
+        """Put what a template reads up to its first hole, or all of it when the row is done."""
+        keep, end = shown(canvas)[0], int(canvas.valid[0].sum())
+        settled = end if bool(canvas.done[0]) else min(int(canvas.first(canvas.masked)[0]), end)
+        ids = canvas.tokens[0, self.sent : settled][keep[self.sent : settled]]
+        if len(ids):
+            self.streamer.put(ids.cpu())
+        self.sent = max(self.sent, settled)
+        if self.draft is not None and settled < end:
+            self.draft(_guess(canvas, event)[settled:end].cpu())
+
+
+def _guess(canvas: Canvas, event: Step) -> Tensor:
+    """[L] of the first row: decided tokens, and the drafted ones of undecided cells."""
+    return torch.where(canvas.masked & event.draft.fresh, event.draft.token, canvas.tokens)[0]
 
 
 def load(source: str | Path | None = None, *, dtype: str = "auto", device: str | torch.device = "cpu") -> Model:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import ast
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unmask import recipes
-from unmask.decode import Budget, Canvas, Recipe, ended, everything, finished, parse
+from unmask.decode import Budget, Canvas, Decided, Recipe, ended, everything, finished, parse
 from unmask.decode.algebra import Rule
 from unmask.decode.blocks import After, Blocks, Quota
+from unmask.decode.expression import rule_at
 from unmask.decode.pick import DreamQuota, Leftmost, Scattered
 from unmask.decode.recipe import PARTS
 from unmask.decode.where import Ended
+from unmask.denoise import Draws
+from unmask.denoise.penalties import biased, spelled
+from unmask.denoise.rows import Number, Whole, Word, each, fits, number, whole
 from unmask.errors import UserError, suggest
 from unmask.models.config import ModelConfig
+from unmask.models.tokenizer import Tokenizer
+from unmask.recipes import stack
+from unmask.recipes.levers import levers
+from unmask.template import ALLOCATIONS, Template
 
 RecipeLike = Recipe | str | Path | None
 BLOCK = 32
@@ -29,7 +37,10 @@ SEEDS = 2**62
 
 @dataclass(frozen=True)
 class Settings:
-    """One generation's settings under their canonical names; None leaves the choice to the recipe or the model."""
+    """One generation's settings under their canonical names; None leaves the choice to the recipe or the model.
+
+    What is about beliefs (temperature and all that follows it) may also be a list with one value a prompt.
+    """
 
     recipe: RecipeLike = None
     length: int | None = None
@@ -37,37 +48,85 @@ class Settings:
     steps: int | None = None
     threshold: float | None = None
     factor: float | None = None
+    tau: float | None = None
     by: str | None = None
     eps: float | None = None
     cache: str | None = None
     guide: Any = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
+    temperature: Number | None = None
+    top_p: Number = 1.0
+    top_k: Whole = 0
+    min_p: Number = 0.0
+    confidence: Word | None = None
+    repetition_penalty: Number = 1.0
+    presence_penalty: Number = 0.0
+    frequency_penalty: Number = 0.0
+    logit_bias: Mapping[Any, float] | Sequence[Mapping[Any, float]] | None = None
+    eos: Word = "free"
+    cfg: Number = 0.0
+    seed: Whole = 0
+    template: str | None = None
+    allocation: str = "even"
 
     def __post_init__(self) -> None:
-        for name, least in (("length", 1), ("block", 1), ("steps", 1), ("top_k", 0), ("seed", -SEEDS)):
+        for name in ("length", "block", "steps"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or not least <= value < SEEDS):
-                bound = f"of at least {least}" if name != "seed" else "between -2**62 and 2**62"
-                raise UserError(f"{name} must be a whole number {bound}, not {value!r}")
-        for name in ("threshold", "factor", "temperature", "eps", "top_p"):
+            if value is not None and (type(value) is not int or not 1 <= value < SEEDS):
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("threshold", "factor", "eps"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
                 raise UserError(f"{name} must be a number >= 0, not {value!r}")
-        if self.temperature == math.inf:
-            raise UserError("temperature must be finite")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        if self.threshold is not None and self.threshold > 1:
+            raise UserError(f"threshold is a probability in [0, 1], not {self.threshold!r}")
         if self.eps is not None and self.eps > 1:
             raise UserError(f"eps is the noise that is left at the end, at most 1, not {self.eps!r}")
+        self._seed()
+        each("cfg", self.cfg, partial(number, "cfg"))
+        each("logit_bias", self.logit_bias, partial(biased, words=True))
+        self._draws("raw", None)
+        _check_template(self)
+
+    def _draws(self, confidence: Any, bias: Any) -> Draws:
+        said = {f.name: getattr(self, f.name) for f in fields(Draws)}
+        said |= {"logit_bias": bias, "temperature": 0.0 if self.temperature is None else self.temperature}
+        return Draws(**{**said, "confidence": confidence if self.confidence is None else self.confidence})
+
+    def draws(self, recipe: Recipe, model: ModelConfig, tokenizer: Tokenizer) -> Draws:
+        """How tokens are drawn: a bias by ids, and confidence, where nothing is said, as in the source model."""
+        bias = each("logit_bias", self.logit_bias, lambda b: spelled(b, tokenizer))
+        return self._draws(source(recipe, model), bias)
+
+    def _seed(self) -> int | tuple[int, ...]:
+        return each("seed", self.seed, lambda v: whole("seed", v, -SEEDS, SEEDS))
+
+    def seeds(self, rows: int, offset: int = 0) -> list[int]:
+        """One seed a row: those given, or the one given, counted on from row `offset`."""
+        fits("seed", seed := self._seed(), rows)
+        return [seed + offset + i for i in range(rows)] if isinstance(seed, int) else list(seed)
 
     @property
     def rules(self) -> dict[str, Any]:
         """The settings that are the recipe's, those given only."""
-        names = ("block", "steps", "threshold", "factor", "by", "eps")
+        names = ("block", "steps", "threshold", "factor", "tau", "by", "eps")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+NAMES = tuple(f.name for f in fields(Settings))
+"""The canonical names."""
+
+
+def _check_template(settings: Settings) -> None:
+    """UserError for a template that cannot be read, an allocation without one, and a tau that is no probability."""
+    if settings.template is not None:
+        Template.parse(settings.template)
+    if settings.allocation not in ALLOCATIONS:
+        raise suggest(str(settings.allocation), ALLOCATIONS, "allocation")
+    if settings.template is None and settings.allocation != "even":
+        raise UserError(f"allocation={settings.allocation!r} shares cells among a template's slots; give a template")
+    tau = settings.tau
+    if tau is not None and (isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau <= 1):
+        raise UserError(f"tau is a probability above 0 and at most 1, not {tau!r}")
 
 
 @dataclass(frozen=True)
@@ -100,16 +159,17 @@ ALIASES: dict[str, Alias] = {
     "do_sample": Alias("temperature", {False: {"temperature": 0.0}, True: {}, None: {}}),  # transformers
     "use_cache": Alias("cache", {False: {}, True: {"cache": "prefix"}, None: {}}),  # Fast-dLLM
     "dual_cache": Alias("cache", {False: {}, True: {"cache": "dual"}, None: {}}),  # Fast-dLLM
+    "cfg_scale": Alias("cfg"),  # LLaDA
+    "logits_eos_inf": Alias("eos", {False: {}, True: {"eos": "never"}, None: {}}),  # LLaDA
+    "confidence_eos_eot_inf": Alias("eos", {False: {}, True: {"eos": "last"}, None: {}}),  # LLaDA
 }
 """Every other name of a setting, from the published loops and from transformers' `generate`."""
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "cfg_scale": ((0, None), "classifier-free guidance is not implemented; leave it out"),
-    "cfg": ((0, None), "classifier-free guidance is not implemented; leave it out"),
+    "guidance_scale": ((1, None), "it counts from 1; use cfg, which is one less"),
     "alg_temp": ((0, None), "noise on the order of commits is not implemented; use temperature, or alg='origin'"),
     "num_beams": ((1, None), "a canvas is not written by beams; use temperature and several seeds"),
     "num_return_sequences": ((1, None), "pass a list of prompts and each has its own seed"),
-    "repetition_penalty": ((1, None), "it is not implemented; leave it out"),
     "output_history": ((False, None), "pass on_step to see every canvas"),
 }
 """Names that are understood but only at values that change nothing, and why."""
@@ -139,11 +199,10 @@ def _meaning(name: str, value: Any, mask_id: int) -> Mapping[str, Any]:
         if value not in harmless:
             raise UserError(f"{name}={value!r} is refused: {reason}")
         return {}
-    canonical = [f.name for f in fields(Settings)]
-    if name in canonical:
+    if name in NAMES:
         return {} if value is None else {name: value}
     if name not in ALIASES:
-        raise suggest(name, [*canonical, *ALIASES, *REFUSED, "mask_id", "streamer", "on_step", "suffix"], "setting")
+        raise suggest(name, [*NAMES, *ALIASES, *REFUSED, "mask_id", "streamer", "on_step", "suffix"], "setting")
     alias = ALIASES[name]
     if alias.values is None:
         return {} if value is None else {alias.setting: value}
@@ -159,11 +218,11 @@ def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
             f"a block of {settings.block} cells does not fit into a response of {length}; use at most that many"
         )
     named = settings.recipe if settings.recipe is not None else default_name(settings, model)
-    recipe = named if isinstance(named, Recipe) else _read(str(named), settings, length)
+    recipe = named if isinstance(named, Recipe) else read(str(named), settings.rules, length)
     if isinstance(named, Recipe) and settings.rules:
         raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; a Recipe already holds its own")
     check(recipe, model, length)
-    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget) for r in recipe.stop.walk())
+    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget | Decided) for r in recipe.stop.walk())
     return recipe if open_end else replace(recipe, stop=recipe.stop | ended)
 
 
@@ -180,31 +239,40 @@ def default_name(settings: Settings, model: ModelConfig) -> str:
     return settings.cache or "threshold"
 
 
-def _read(text: str, settings: Settings, length: int) -> Recipe:
-    """A recipe by name, from a TOML file, or from an expression."""
-    if re.fullmatch(r"[\w-]+", text):
-        return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, settings, length))
+def read(text: str, given: Mapping[str, Any], length: int | None = None) -> Recipe:
+    """A recipe by its name, from a TOML file, a stack of levers, or an expression, with the settings given.
+
+    What is not given and follows from the length (cells of the response) is fitted to it, if there is one.
+    """
     if text.endswith(".toml"):
-        return _from_file(Path(text), settings, length)
-    if settings.rules:
-        raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; write them into the expression")
+        return _from_file(Path(text), given, length)
+    if stack.is_stack(text) and text not in recipes.entries():
+        return stack.build(text, given=given, length=length)
+    if re.fullmatch(r"[\w-]+", text):
+        if text not in recipes.entries():
+            raise suggest(text, [*recipes.entries(), *levers()], "recipe or lever")
+        return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, given, length))
+    if given:
+        raise UserError(f"{', '.join(given)}: settings of named recipes; write them into the expression")
     return from_expression(text)
 
 
-def _fitted(name: str, defaults: Mapping[str, Any], settings: Settings, length: int) -> dict[str, Any]:
+def _fitted(name: str, defaults: Mapping[str, Any], given: Mapping[str, Any], length: int | None) -> dict[str, Any]:
     """The settings given, and those that follow from the length: blocks of at most its size, one cell a step.
 
     A schedule gives every block the same number of steps, so an incomplete last one counts as whole.
     """
-    block = settings.block or min(BLOCK, length)
+    if length is None:
+        return dict(given)
+    block = given.get("block") or min(BLOCK, length)
     derived = {"block": block, "steps": -(-length // block) * block if "block" in defaults else length}
-    if unknown := [rule for rule in settings.rules if rule not in defaults]:
+    if unknown := [rule for rule in given if rule not in defaults]:
         has = ", ".join(defaults) or "none"
         raise UserError(f"recipe {name!r} has no setting {' and no '.join(unknown)}; it has {has}")
-    return {**{k: v for k, v in derived.items() if k in defaults}, **settings.rules}
+    return {**{k: v for k, v in derived.items() if k in defaults}, **given}
 
 
-def _from_file(path: Path, settings: Settings, length: int) -> Recipe:
+def _from_file(path: Path, given: Mapping[str, Any], length: int | None) -> Recipe:
     import tomllib
 
     try:
@@ -214,28 +282,30 @@ def _from_file(path: Path, settings: Settings, length: int) -> Recipe:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not a recipe file: {error}") from None
-    return Recipe.from_toml(text, **_fitted(path.name, defaults, settings, length))
+    stacked = stack.from_toml(text, given=given, length=length)
+    return stacked or Recipe.from_toml(text, **_fitted(path.name, defaults, given, length))
 
 
 def from_expression(text: str) -> Recipe:
     """`Recipe(query=..., unmask=..., ...)` as a recipe prints itself, or an `unmask` rule alone, without a cache."""
+    text = text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Recipe":
-        parts = {k.arg: _part(k.value) for k in tree.keywords if k.arg}
+        parts = {k.arg: _part(k.value, text) for k in tree.keywords if k.arg}
         if tree.args or set(parts) - {*PARTS, "beliefs", "revisions"} or not {"query", "unmask"} <= set(parts):
             raise UserError(f"a recipe is Recipe(query=..., unmask=..., remask=..., edit=..., stop=...), not {text!r}")
         return Recipe(**parts)
     return Recipe(everything, parse(text))  # type: ignore[arg-type]
 
 
-def _part(node: ast.expr) -> Any:
+def _part(node: ast.expr, text: str) -> Any:
     """A rule, a list of beliefs, or the number of revisions."""
     if isinstance(node, ast.List):
-        return tuple(parse(ast.unparse(element)) for element in node.elts)
-    return node.value if isinstance(node, ast.Constant) else parse(ast.unparse(node))
+        return tuple(rule_at(element, text) for element in node.elts)
+    return node.value if isinstance(node, ast.Constant) else rule_at(node, text)
 
 
 def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
@@ -275,6 +345,10 @@ def _causal(recipe: Recipe) -> bool:
     return not bool((recipe.query(canvas) & canvas.masked)[:, 2:].any()) and isinstance(recipe.unmask, Leftmost)
 
 
-def shaped(recipe: Recipe) -> bool:
-    """Does the published sampler read its confidence after temperature and filters (Dream)?"""
-    return any(isinstance(r, DreamQuota | Scattered) for r in recipe.unmask.walk())
+def source(recipe: Recipe, model: ModelConfig) -> Literal["raw", "shaped"]:
+    """What confidence is read from in the published sampler: Dream's and SDAR's read it after temperature and filters.
+
+    That is so for every recipe on these models, and for Dream's own schedules on any model.
+    """
+    scheduled = any(isinstance(r, DreamQuota | Scattered) for r in recipe.unmask.walk())
+    return "shaped" if scheduled or model.family in ("dream", "sdar") else "raw"

@@ -17,7 +17,9 @@ from unmask.decode import Canvas, Draft, Recipe, Step, decode, noise
 from unmask.decode.belief import Blend
 from unmask.denoise import Plain
 from unmask.denoise.guide import Blended, Guided
-from unmask.models.config import Layout
+from unmask.denoise.jointly import Jointly
+from unmask.models.config import Layout, ModelConfig
+from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
 
 EOS = 59
@@ -34,6 +36,7 @@ SMALL: dict[str, Any] = {
     "high": 4.0,
     "middle": 3.0,
     "low": 2.0,
+    "tau": 0.5,
 }
 NAMES = tuple(recipes.entries())
 OPEN = tuple(
@@ -99,9 +102,19 @@ def run(denoise: Any, recipe: Any, canvas: Canvas) -> tuple[Canvas, list[tuple[C
     return seen[-1][0] if seen else canvas, seen
 
 
+@lru_cache
+def sampler(config: ModelConfig) -> JointSampler:
+    """A random joint sampler for the toy of this config, float64, that is not the marginal one."""
+    net = JointSampler(config).initialise(5).double().eval().requires_grad_(False)
+    net.out_norm.weight.fill_(0.7)
+    return net
+
+
 def dressed(denoise: Any, recipe: Any, canvas: Canvas, *, slots: int = 8) -> Any:
     """`denoise` with what the recipe (or any recipe of a mixture) needs around it, made of toys."""
     made = getattr(recipe, "recipes", (recipe,))
+    if isinstance(denoise, Plain) and (joint := getattr(recipe, "joint", None)):
+        denoise = Jointly(denoise, sampler(denoise.config), joint, recipe.unmask, lambda _, draft: draft)
     if any(r.guided for r in made):
         denoise = Guided(denoise, model("causal"), slots=slots, length=canvas.tokens.shape[1])
     for belief in getattr(recipe, "beliefs", ()):

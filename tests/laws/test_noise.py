@@ -7,7 +7,7 @@ import torch
 
 from laws.common import plain, ragged, result, results, run, small
 from unmask.decode import decode, noise
-from unmask.denoise import Sampled
+from unmask.denoise import Draws, Sampled
 
 N = 20_000
 t = torch.tensor
@@ -122,10 +122,10 @@ def test_seeds_tell_rows_apart() -> None:
 
 
 def test_settings_narrow_the_choice() -> None:
-    shaped = Sampled(None, 1.0, top_k=2).shape(t([[1.0, 3.0, 2.0]]))  # type: ignore[arg-type]
-    assert shaped.tolist() == [[-torch.inf, 3.0, 2.0]]
-    nucleus = Sampled(None, 1.0, top_p=1e-9).shape(t([[1.0, 3.0, 2.0]]))  # type: ignore[arg-type]
-    assert nucleus.isfinite().tolist() == [[False, True, False]]
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}):
+    logits = t([[1.0, 3.0, 2.0]])
+    assert Draws(top_k=2).shape(logits).tolist() == [[-torch.inf, 3.0, 2.0]]
+    assert Draws(top_p=1e-9).shape(logits).isfinite().tolist() == [[False, True, False]]
+    assert Draws(min_p=0.3).shape(logits).tolist() == [[-torch.inf, 3.0, 2.0]]
+    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 1.5}):
         with pytest.raises(ValueError, match="must be"):
-            Sampled(None, **wrong)  # type: ignore[arg-type]
+            Draws(**wrong)  # type: ignore[arg-type]

@@ -32,12 +32,40 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Steps of recipes with a schedule.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability at which a cell is committed.")] = None,
     factor: Annotated[float | None, typer.Option(help="Fast-dLLM's factor.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Mean confidence at which recipe ice answers.")] = None,
     guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives recipes a second opinion.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
     top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Number of tokens to draw from; 0: all.")] = 0,
+    min_p: Annotated[float | None, typer.Option(help="Least probability, as a share of the largest.")] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="raw or shaped: read before or after temperature and filters; default: the model's."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Divides positive and multiplies negative logits of tokens already written.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Subtracted from the logits of tokens already written, -2 to 2.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="Subtracted for each time a token was already written, -2 to 2.")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Added to a token's logit, by id or text; repeatable.")
+    ] = None,
+    eos: Annotated[
+        str | None, typer.Option(help="free, never (no end is written) or last (ends are least sure).")
+    ] = None,
+    cfg: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 0: none.")] = None,
     seed: Annotated[int, typer.Option(help="Key of the randomness; prompt i of a file draws with seed + i.")] = 0,
     suffix: Annotated[str, typer.Option(help="Text that follows the response.")] = "",
+    template: Annotated[
+        str | None, typer.Option(help="The response as words and slots: '{think} The answer is {answer:5}'.")
+    ] = None,
+    allocation: Annotated[
+        str, typer.Option(help="How slots without a number share the length: even, front or back (heavy).")
+    ] = "even",
     batch: Annotated[
         Path | None, typer.Option(help="A file of prompts: text lines, or JSON lines with a prompt.")
     ] = None,
@@ -58,14 +86,10 @@ def generate(
         raise UserError("the prompt is empty; write a question")
 
     from unmask.generate import load
-    from unmask.settings import resolve
+    from unmask.settings import NAMES, resolve
 
-    given = {
-        **{"recipe": recipe, "length": length, "block": block, "steps": steps, "threshold": threshold},
-        **{"factor": factor, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
-        "guide": guide,
-    }
-    settings = resolve(given, {})
+    given = {name: value for name, value in locals().items() if name in NAMES}
+    settings = resolve({**given, "logit_bias": _bias(logit_bias or [])}, {})
     loaded = load(model, dtype=dtype, device=device)
     if batch is None:
         good = [batches.Line(1, text or "")]
@@ -75,6 +99,21 @@ def generate(
     write.emit(_format(good, found, loaded, json=json, numbered=batch is not None), output)
     if len(good) < len(lines):
         raise typer.Exit(1)
+
+
+def _bias(said: list[str]) -> dict[str, float] | None:
+    """Token to bias, from ID=BIAS; a token's text may hold a = itself."""
+    found: dict[str, float] = {}
+    for pair in said:
+        token, _, value = pair.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            token = ""
+        if not token or token in found:
+            raise UserError(f"--logit-bias takes a token and a number, such as 42=-5, once each, not {pair!r}")
+        found[token] = number
+    return found or None
 
 
 def _respond(model: Model, lines: list[batches.Line], settings: Settings, *, suffix: str, visual: bool) -> list[Output]:
@@ -114,6 +153,7 @@ def record(output: Output, model: Model) -> dict[str, Any]:
     return {
         "text": output.text,
         "tokens": output.tokens,
+        "regions": output.regions,
         "forwards": output.forwards,
         "model": model.name,
         "recipe": {"name": output.recipe.name, "hash": output.recipe.hash, "expression": repr(output.recipe)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,58 +10,108 @@ import typer
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
-    from unmask.decode import Recipe, Rule
+    from rich.console import Console
+
+    from unmask.decode import Recipe, Rule, Tally
+    from unmask.generate import Output
 
 JOINTS = {
-    "|": "either of the two",
-    "&": "where both hold",
+    "|": "any of these",
+    "&": "where all of these hold",
     ">>": "the right one chooses among what the left one chose",
     "~": "everywhere else",
     ".when": "the first one, in rows of which the second one holds",
 }
 
 
-def recipes(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+HEADS = {
+    "query": "computes",
+    "unmask": "commits",
+    "edit": "rewrites",
+    "remask": "gives back",
+    "beliefs": "believes",
+    "stop": "stops",
+}
+"""What each part of a recipe says."""
+
+
+def recipes(
+    levers: Annotated[
+        bool, typer.Option("--levers", help="List what can be stacked, as in `dual + threshold`.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
     """List the published methods, with settings and citations."""
+    from unmask.recipes import entries
+    from unmask.recipes.levers import levers as known
+
+    if levers:
+        found = list(known().values())
+        told = [
+            {"name": v.name, "kind": v.kind, "title": v.title, "cite": v.cite, "defaults": v.defaults} for v in found
+        ]
+        return _list([(v.name, v.title, _said(v.defaults), v.cite) for v in found], "lever", told if json else None)
+    keys = ("name", "title", "about", "cite", "reproduces", "defaults")
+    rows = [(e.name, e.title, _said(e.defaults), e.cite) for e in entries().values()]
+    told = [{key: getattr(e, key) for key in keys} for e in entries().values()]
+    return _list(rows, "recipe", told if json else None)
+
+
+def _said(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _list(rows: list[tuple[str, ...]], head: str, json: list[dict[str, Any]] | None) -> None:
+    """Print a table, or what JSON is to say."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from unmask.recipes import entries
-
-    found = list(entries().values())
-    if json:
-        keys = ("name", "title", "about", "cite", "reproduces", "defaults")
-        print(jsonlib.dumps([{key: getattr(e, key) for key in keys} for e in found], indent=2, ensure_ascii=False))
+    if json is not None:
+        print(jsonlib.dumps(json, indent=2, ensure_ascii=False))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("recipe", style="bold cyan", no_wrap=True)
+    table.add_column(head, style="bold cyan", no_wrap=True)
     for column in ("what it is", "settings", "from"):
         table.add_column(column)
-    for e in found:
-        table.add_row(e.name, e.title, ", ".join(f"{k}={v}" for k, v in e.defaults.items()), e.cite or "-")
+    for row in rows:
+        table.add_row(*(Text(cell or "-") for cell in row))
     Console().print(table)
 
 
 def explain(
-    recipe: Annotated[str, typer.Argument(help="A name, TOML file or expression.")],
+    recipe: Annotated[str, typer.Argument(help="A name, TOML file, stack of levers or expression.")],
     *,
     set: Annotated[list[str] | None, typer.Option(help="A setting, e.g. --set threshold=0.8.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Write a response to it, and say what each rule did.")] = None,
+    model: Annotated[str | None, typer.Option(help="What writes it; the default is dllm.")] = None,
+    guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives a second opinion.")] = None,
+    template: Annotated[str | None, typer.Option(help="The response as words and slots.")] = None,
+    length: Annotated[int | None, typer.Option(help="Cells of the response.")] = None,
+    block: Annotated[int | None, typer.Option(help="Cells of a block.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Say what a recipe does, rule by rule, and where it is from."""
+    """Say what a recipe does, rule by rule, and where it is from; with a prompt, forward by forward."""
     from unmask.recipes import entries
+    from unmask.settings import read
 
-    made, entry = _read(recipe, dict(map(_pair, set or []))), entries().get(recipe)
-    known = (
-        {} if entry is None else {k: getattr(entry, k) for k in ("title", "about", "cite", "reproduces", "defaults")}
-    )
-    parts = {part: rules(rule) for part in ("query", "unmask", "remask", "stop") if (rule := getattr(made, part))}
+    given = {**({"block": block} if block is not None else {}), **dict(map(_pair, set or []))}
+    run = {"model": model, "guide": guide, "template": template}
+    if prompt is None and (useless := [f"--{name}" for name, value in run.items() if value is not None]):
+        raise UserError(f"{' and '.join(useless)}: of use with --prompt only; give one")
+    made, output, tally = read(recipe, given, length), None, None
+    if prompt is not None:
+        made, output, tally = _perform(recipe, given, prompt, length=length, **run)
+    entry = entries().get(recipe)
+    keys = ("title", "about", "cite", "reproduces", "defaults")
+    known = {} if entry is None else {key: getattr(entry, key) for key in keys}
     if json:
-        told = {"name": made.name, "hash": made.hash, "expression": repr(made), **known}
-        told["parts"] = {k: [{"depth": d, "rule": r, "does": w} for d, r, w in v] for k, v in parts.items()}
-        print(jsonlib.dumps({**told, "toml": made.to_toml()}, indent=2, ensure_ascii=False))
+        told = _told(made, known)
+        if output is not None and tally is not None:
+            told["account"] = {"prompt": prompt, **account(output, tally)}
+        print(jsonlib.dumps(told, indent=2, ensure_ascii=False))
     else:
-        _print(made, known, parts)
+        _print(made, known, output, tally)
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -75,21 +124,60 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _read(text: str, settings: dict[str, Any]) -> Recipe:
-    from unmask import recipes as folder
-    from unmask.decode import Recipe
-    from unmask.settings import from_expression
+def _perform(
+    recipe: str,
+    given: dict[str, Any],
+    prompt: str,
+    *,
+    model: str | None,
+    guide: str | None,
+    template: str | None,
+    length: int | None,
+) -> tuple[Recipe, Output, Tally]:
+    """Write a response by the recipe, and count what each of its rules does."""
+    from dataclasses import replace
 
-    if text.endswith(".toml"):
-        try:
-            return Recipe.from_toml(Path(text).read_text(encoding="utf-8"), **settings)
-        except OSError as error:
-            raise UserError(f"cannot read the recipe {text}: {error.strerror}") from None
-    if text.replace("-", "").replace("_", "").isalnum():
-        return folder.get(text, **settings)
-    if settings:
-        raise UserError("--set changes settings of named recipes; write them into the expression")
-    return from_expression(text)
+    from unmask.decode import Tally
+    from unmask.generate import load
+    from unmask.settings import Settings, read
+
+    settings = Settings(length=length, guide=guide, template=template)
+    loaded = load(model or "dllm")
+    made = read(recipe, given, loaded.length(prompt, settings))
+    job = loaded.prepare([prompt], replace(settings, recipe=made))
+    tally = Tally(job.recipe, job.canvas)
+    return job.recipe, loaded.run(job, on_step=tally)[0], tally
+
+
+def parts(recipe: Recipe) -> dict[str, list[tuple[int, str, str]]]:
+    """What each part of a recipe says, rule by rule."""
+    found = {part: rules(rule) for part in HEADS if part != "beliefs" and (rule := getattr(recipe, part)) is not None}
+    if recipe.beliefs:
+        found["beliefs"] = [line for belief in recipe.beliefs for line in rules(belief)]
+    return {part: found[part] for part in HEADS if part in found}
+
+
+def _told(recipe: Recipe, known: dict[str, Any]) -> dict[str, Any]:
+    """The recipe as JSON can hold it."""
+    told = {"name": recipe.name, "hash": recipe.hash, "expression": repr(recipe), "cite": recipe.cite, **known}
+    lines = {part: [{"depth": d, "rule": r, "does": w} for d, r, w in found] for part, found in parts(recipe).items()}
+    return {**told, "parts": lines, "revisions": recipe.allowance, "toml": recipe.to_toml()}
+
+
+def account(output: Output, tally: Tally) -> dict[str, Any]:
+    """What each rule did in each forward, as JSON can hold it: `among` and `chosen` have one number a rule."""
+    keys = ("part", "depth", "rule", "unit")
+    first = [told.as_dict() for told in tally.steps[0]]
+    rows = [
+        {"forward": n, "among": [t.among[0] for t in step], "chosen": [t.chosen[0] for t in step]}
+        for n, step in enumerate(tally.steps, 1)
+    ]
+    return {
+        "text": output.text,
+        "ledger": output.ledger.as_dict(),
+        "rules": [{key: told[key] for key in keys} for told in first],
+        "forwards": rows,
+    }
 
 
 def rules(rule: Rule, depth: int = 0) -> list[tuple[int, str, str]]:
@@ -103,11 +191,13 @@ def rules(rule: Rule, depth: int = 0) -> list[tuple[int, str, str]]:
     does = JOINTS.get(sign) or " ".join((type(rule).__doc__ or "").split("\n\n")[0].split())
     found = [(depth, repr(rule), does)]
     for part in rule.parts:
-        found += rules(part, depth + 1)
+        below = rules(part, depth + 1)
+        bracket = sign in ("|", "&") and type(part) is type(rule)  # the operands of a | b | c stand side by side
+        found += [(deep - 1, text, told) for deep, text, told in below[1:]] if bracket else below
     return found
 
 
-def _print(recipe: Recipe, known: dict[str, Any], parts: dict[str, list[tuple[int, str, str]]]) -> None:
+def _print(recipe: Recipe, known: dict[str, Any], output: Output | None, tally: Tally | None) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -119,11 +209,38 @@ def _print(recipe: Recipe, known: dict[str, Any], parts: dict[str, list[tuple[in
     if known.get("reproduces"):
         console.print(Text(f"Equals, token for token: {known['reproduces']}"))
     if known.get("defaults"):
-        console.print(Text("Settings: " + ", ".join(f"{k}={v}" for k, v in known["defaults"].items())))
-    heads = {"query": "computes", "unmask": "commits", "remask": "gives back", "stop": "stops"}
-    for part, found in parts.items():
-        console.print(Text(f"\n{heads[part]} ({part})", style="bold"))
+        console.print(Text("Settings: " + _said(known["defaults"])))
+    for part, found in parts(recipe).items():
+        often = f", each cell at most {recipe.revisions} x" if part in ("edit", "remask") else ""
+        console.print(Text(f"\n{HEADS[part]} ({part}{often})", style="bold"))
         for depth, expression, does in found:
             console.print(Text.assemble("  " * (depth + 1), (expression, "cyan"), f"  {does}"), soft_wrap=True)
     console.print(Text(f"\nTOML (hash {recipe.hash})", style="bold"))
     console.print(Text(recipe.to_toml().strip()), soft_wrap=True)
+    if output is not None and tally is not None:
+        _print_account(console, output, tally)
+
+
+def _print_account(console: Console, output: Output, tally: Tally) -> None:
+    """The rules by number, then a line a forward: cells that each named or chose, and whether a condition held."""
+    from rich.text import Text
+
+    part = ""
+    for number, told in enumerate(tally.steps[0], 1):
+        if told.part != part:
+            part = told.part
+            console.print(Text(f"\nwhat {HEADS[part]} ({part})", style="bold"))
+        line = Text.assemble(f"{number:>4}  ", "  " * told.depth, (repr(told.rule), "cyan"))
+        console.print(line.append("  (holds?)" if told.unit == "rows" else ""), soft_wrap=True)
+    shown = [
+        [("✓" if t.unit == "rows" else str(t.chosen[0])) if t.chosen[0] else "·" for t in step] for step in tally.steps
+    ]
+    wide = [max(len(str(i + 1)), *(len(row[i]) for row in shown)) + 1 for i in range(len(shown[0]))]
+    console.print(Text("\nforward" + "".join(f"{i:>{w}}" for i, w in enumerate(wide, 1)), style="bold"), soft_wrap=True)
+    for number, row in enumerate(shown, 1):
+        console.print(
+            Text(f"{number:>7}" + "".join(f"{v:>{w}}" for v, w in zip(row, wide, strict=True))), soft_wrap=True
+        )
+    report = output.ledger
+    told = f"{report.forwards} forwards, {report.positions} positions, {report.tokens} cells committed"
+    console.print(Text(f"\n{output.text}\n{told}"), soft_wrap=True)

@@ -1,12 +1,12 @@
 """Pure tensor algebra of decoding: canvas, rules, the loop. It imports no model."""
 
-from unmask.decode.account import Account, account
+from unmask.decode.account import Account, Tally, account
 from unmask.decode.algebra import Pick, Rows, Rule, Where
 from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.canvas import Canvas, cat
 from unmask.decode.draft import Cost, Draft
-from unmask.decode.early import Cosine, Exponential, Level, Linear, Staged, Sure, gap
+from unmask.decode.early import Cosine, Exponential, Level, Linear, Prefer, Staged, Sure, gap, prefer
 from unmask.decode.expression import parse
 from unmask.decode.judge import agrees
 from unmask.decode.ledger import Ledger, Report, useful
@@ -29,6 +29,7 @@ from unmask.decode.where import (
     first_step,
     frontier,
     masked,
+    phase,
     prefix,
     response,
     thinking,
@@ -52,6 +53,7 @@ __all__ = [
     "Linear",
     "Mixed",
     "Pick",
+    "Prefer",
     "Recipe",
     "Region",
     "Report",
@@ -60,6 +62,7 @@ __all__ = [
     "Staged",
     "Step",
     "Sure",
+    "Tally",
     "Where",
     "abandoned",
     "account",
@@ -86,6 +89,8 @@ __all__ = [
     "leftmost",
     "masked",
     "parse",
+    "phase",
+    "prefer",
     "prefix",
     "response",
     "scattered",

@@ -78,6 +78,11 @@ class Blocks(Where):
         return Entered(self)
 
     @property
+    def ahead(self) -> Ahead:
+        """Rows in which a cell behind the current block has been decided: by an early commit."""
+        return Ahead(self)
+
+    @property
     def settled(self) -> Settled:
         """Blocks that are decided and cleanly cached, and preceded only by such."""
         return Settled(self)
@@ -116,6 +121,24 @@ class Entered(Rows):
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return ~((canvas.decided_at > 0) & self.blocks(canvas)).any(1)
+
+
+@dataclass(frozen=True, repr=False)
+class Ahead(Rows):
+    """Rows that have decided on a cell of a later block than the current one.
+
+    Where cells are committed block by block, or from the left, only an early commit does that: the answer was clear, so
+    it was taken before what leads up to it.
+    """
+
+    blocks: Blocks
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.ahead"
+
+    def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
+        later = self.blocks.ids(canvas) > self.blocks.current(canvas)[:, None]
+        return (later & (canvas.decided_at > 0)).any(1)
 
 
 @dataclass(frozen=True, repr=False)

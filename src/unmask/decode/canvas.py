@@ -143,15 +143,48 @@ class Canvas:
         """[B, L] bool: decided cells that may still be given back."""
         return ~self.given & ~self.masked & (self.revisions > 0)
 
+    @property
+    def stretch(self) -> Tensor:
+        """[B, L] int64: number of the stretch a cell lies in. A new one begins where given and written cells meet, and
+        where one region meets another."""
+
+        def compute() -> Tensor:
+            kind = self.region.long() * 2 + self.given
+            return F.pad(kind[:, 1:] != kind[:, :-1], (1, 0)).cumsum(1)
+
+        return self.derive("stretch", compute, fixed=True)
+
+    @property
+    def _last(self) -> Tensor:
+        """[B, L] bool: the last stretch that is written."""
+
+        def compute() -> Tensor:
+            own = self.valid & ~self.given
+            return own & (self.stretch == self.stretch.masked_fill(~own, -1).amax(1, keepdim=True))
+
+        return self.derive("last", compute, fixed=True)
+
     @cached_property
-    def ended(self) -> Tensor:
-        """[B, L] bool: decided end-of-sequence cells of the response."""
+    def ends(self) -> Tensor:
+        """[B, L] bool: decided end-of-sequence cells. Each ends its own stretch."""
         if not self.eos:
             return torch.zeros_like(self.given)
         hit = self.tokens == self.eos[0]
         for token in self.eos[1:]:
             hit = hit | (self.tokens == token)
         return hit & (self.decided_at > 0)
+
+    @cached_property
+    def ended(self) -> Tensor:
+        """[B, L] bool: decided end-of-sequence cells that end the response: those of its last stretch."""
+        return self.ends & self._last
+
+    @property
+    def behind(self) -> Tensor:
+        """[B, L] bool: cells at or behind an end-of-sequence cell of their own stretch."""
+        count, stretch = self.ends.cumsum(1), self.stretch
+        starts = F.pad(stretch[:, 1:] != stretch[:, :-1], (1, 0), value=True)
+        return count > torch.where(starts, count - self.ends.long(), 0).cummax(1).values
 
     @cached_property
     def _derived(self) -> dict[Hashable, Any]:

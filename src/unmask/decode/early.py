@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unmask.decode.algebra import Rows, Rule, Where, term
+from unmask.decode.algebra import Pick, Rows, Rule, Where, as_pick, term
 from unmask.decode.blocks import Quota
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
@@ -21,6 +22,11 @@ CRITERIA = ("gap", "peak", "score", "margin")
 
 class Schedule(Rule, ABC):
     """A threshold as a function of progress in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        for value in (getattr(self, f.name) for f in fields(self)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise ValueError(f"a threshold is a number, not {value!r}")
 
     @abstractmethod
     def __call__(self, progress: Tensor) -> Tensor: ...
@@ -98,10 +104,10 @@ class Exponential(Schedule):
 class Sure(Rows):
     """Rows whose mean confidence over a region has reached the threshold of their progress.
 
-    `criterion`: gap (raw logits, decided cells included), peak (largest probability), score (of the drafted token) or
-    margin. Progress is that of `clock`, a quota
-    schedule, or else the decided share of the response. A row whose region is empty, or not wholly read in this draft,
-    is never sure; `cells.when(sure(...))` commits all of `cells` or, where one of them was not read, none.
+    `criterion`: gap (raw logits), peak (largest probability), score (of the drafted token) or margin. The mean is over
+    the region's cells that are not given, decided ones included. Progress is that of `clock`, a quota schedule, or else
+    the decided share of the response. A row whose region is empty, or not wholly read in this draft, is never sure;
+    `cells.when(sure(...))` commits all of `cells` or, where one of them was not read, none.
     """
 
     schedule: Schedule
@@ -111,16 +117,22 @@ class Sure(Rows):
     drafted = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"sure needs a threshold such as level(0.9), not {self.schedule!r}")
+        if not isinstance(self.where, Where):
+            raise ValueError(f"sure looks at cells such as region(2), not {self.where!r}")
         if self.criterion not in CRITERIA:
             raise ValueError(f"cannot be sure by {self.criterion!r}; known: {', '.join(CRITERIA)}")
+        if self.clock is not None and not isinstance(self.clock, Quota):
+            raise ValueError(f"the clock of sure is a schedule such as blocks(32).quota(64), not {self.clock!r}")
 
     def reads(self, canvas: Canvas) -> Tensor:
-        """[B, L] bool: the region the mean is taken over."""
-        return self.where(canvas)
+        """[B, L] bool: the cells the mean is taken over."""
+        return self.where(canvas) & canvas.valid & ~canvas.given
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         assert draft is not None
-        cells = self.where(canvas)
+        cells = self.reads(canvas)
         value = draft.value(self.criterion).masked_fill(~cells, 0)
         mean = value.double().sum(1) / cells.sum(1).clamp(min=1)
         complete = ~(cells & ~draft.fresh).any(1) & cells.any(1)
@@ -137,3 +149,31 @@ class Sure(Rows):
 def gap(high: float, middle: float, low: float, *, clock: Quota | None = None, where: Where | None = None) -> Sure:
     """Prophet's condition: mean logit gap of the answer region against three stages."""
     return Sure(Staged(high, middle, low), where or Region(2), "gap", clock)
+
+
+@term("prefer")
+@dataclass(frozen=True, repr=False)
+class Prefer(Pick):
+    """What `first` chooses; in rows of which it chooses nothing, what `second` chooses."""
+
+    first: Pick
+    second: Pick
+
+    def __post_init__(self) -> None:
+        for name in ("first", "second"):
+            rule = getattr(self, name)
+            if not isinstance(rule, Pick | Where):
+                raise ValueError(f"prefer takes two choices of cells; {rule!r} is none")
+            object.__setattr__(self, name, as_pick(rule))
+
+    @property
+    def always(self) -> bool:
+        """One of the two is enough."""
+        return self.first.always or self.second.always
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        chosen = self.first(canvas, draft, among)
+        return chosen | self.second(canvas, draft, among & ~chosen.any(1, keepdim=True))
+
+
+prefer = Prefer

@@ -12,7 +12,7 @@ from unmask.decode.blocks import Blocks
 from unmask.errors import UserError, suggest
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
-    Blocks: ("onward", "entered", "settled", "after", "quota", "when"),
+    Blocks: ("onward", "entered", "ahead", "settled", "after", "quota", "when"),
     Where: ("when",),
     Pick: ("when",),
     Rows: (),
@@ -34,9 +34,15 @@ def parse(text: str, names: Mapping[str, Any] | None = None) -> Rule:
         raise UserError(f"cannot read {text.strip()!r}: {error.msg} at column {error.offset}") from None
     except (ValueError, RecursionError, MemoryError):
         raise UserError(f"cannot read {text[:40]!r}...: nested too deeply, or not text") from None
-    rule = _Reader(text.strip(), names or {}).read(tree.body)
+    return rule_at(tree.body, text.strip(), names)
+
+
+def rule_at(node: ast.expr, text: str, names: Mapping[str, Any] | None = None) -> Rule:
+    """The rule that a part of `text` denotes, as `parse` reads it; columns are those of `text`."""
+    reader = _Reader(text, names or {})
+    rule = reader.read(node)
     if not isinstance(rule, Rule):
-        raise UserError(f"{text.strip()!r} is {rule!r}, not a rule")
+        raise UserError(f"{ast.get_source_segment(text, node) or text!r} is {rule!r}, not a rule")
     return rule
 
 
@@ -45,7 +51,9 @@ class _Reader:
         self.text, self.names = text, {"inf": math.inf, **TERMS, **names}
 
     def fail(self, node: ast.expr, message: str) -> UserError:
-        return UserError(f"{message} at column {node.col_offset + 1} of {self.text!r}")
+        *before, line = self.text.encode().splitlines(keepends=True)[: node.lineno]
+        column = len(b"".join([*before, line[: node.col_offset]]).decode()) + 1
+        return UserError(f"{message} at column {column} of {self.text!r}")
 
     def read(self, node: ast.expr) -> Any:
         kind = type(node).__name__.lower()

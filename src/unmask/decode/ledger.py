@@ -14,9 +14,8 @@ from unmask.decode.loop import Step
 
 
 def useful(canvas: Canvas) -> Tensor:
-    """[B, L] bool: decided response cells before the row's first EOS; the prompt and given cells never count."""
-    own = canvas.valid & ~canvas.given & ~canvas.masked
-    return own & (canvas.position < canvas.first(canvas.ended)[:, None])
+    """[B, L] bool: decided response cells before the first EOS of their stretch; given cells never count."""
+    return canvas.valid & ~canvas.given & ~canvas.masked & ~canvas.behind
 
 
 @dataclass(frozen=True)

@@ -169,16 +169,16 @@ class Recipe:
         return Recipe(**parts, **more, name=data.get("name", ""), cite=data.get("cite", ""))
 
 
-def reaches(query: Where, cells: Where) -> bool:
-    """Can one forward of `query` compute every undecided cell of `cells`, in every row at some step?"""
+def reaches(query: Where, cells: Where, *, every: bool = False) -> bool:
+    """Can one forward of `query` compute every undecided cell of `cells`, in every row at some (`every`: each) step?"""
     if query == cells or isinstance(query, Everything | Masked | Onward):
         return True
     if isinstance(query, WhereOr):
-        return reaches(query.left, cells) or reaches(query.right, cells)
+        return reaches(query.left, cells, every=every) or reaches(query.right, cells, every=every)
     if isinstance(query, WhereAnd):
-        return reaches(query.left, cells) and reaches(query.right, cells)
+        return reaches(query.left, cells, every=every) and reaches(query.right, cells, every=every)
     if isinstance(query, WhereWhen):
-        return reaches(query.rule, cells)
+        return not every and reaches(query.rule, cells)
     return isinstance(query, WhereNot) and query.rule.decided
 
 

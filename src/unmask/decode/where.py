@@ -166,6 +166,29 @@ class Response(Where):
         return canvas.valid & (canvas.position >= canvas.origin[:, None])
 
 
+@dataclass(frozen=True, repr=False)
+class Phase(Where):
+    """The undecided cells whose turn it is: those before the last answer cell, then the answer, then the rest.
+
+    Once the answer is decided, thinking (region 1) comes after everything else: it is moot. Without an answer region,
+    all undecided cells.
+    """
+
+    always = True
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        turn = canvas.derive(self, lambda: self._turns(canvas), fixed=True)
+        moot = ((turn == 1).any(1) & ~((turn == 1) & canvas.masked).any(1))[:, None]
+        turn = turn.masked_fill((canvas.region == 1) & moot, 3).masked_fill(~canvas.masked, 4)
+        return canvas.masked & (turn == turn.amin(1, keepdim=True))
+
+    def _turns(self, canvas: Canvas) -> Tensor:
+        """[B, L] int64: 0 before the last answer cell, 1 in the answer, 2 behind it."""
+        answers = canvas.valid & (canvas.region == 2)
+        behind = answers.any(1, keepdim=True) & (answers.flip(1).cumsum(1).flip(1) == 0)
+        return torch.where(answers, 1, torch.where(behind, 2, 0))
+
+
 everything = ready("everything", Everything())
 masked = ready("masked", Masked())
 dirty = ready("dirty", Dirty())
@@ -173,6 +196,7 @@ prefix = ready("prefix", Prefix())
 frontier = ready("frontier", Frontier())
 abandoned = ready("abandoned", Abandoned())
 response = ready("response", Response())
+phase = ready("phase", Phase())
 first_step = ready("first_step", FirstStep())
 filled = ready("filled", Filled())
 finished = ready("finished", Finished())

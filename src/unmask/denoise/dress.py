@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import fields
+from functools import partial
+from typing import cast
 
 from unmask.decode import Denoiser, Recipe
 from unmask.decode.belief import Blend
+from unmask.decode.pick import Confident, Factor
+from unmask.denoise.cfg import ClassifierFree
 from unmask.denoise.guide import Blended, Guided
 from unmask.denoise.jointly import Jointly
+from unmask.denoise.penalties import bounded
 from unmask.denoise.plain import Plain
-from unmask.denoise.sampled import Sampled
+from unmask.denoise.rows import Number, each, fits, listed, number
+from unmask.denoise.sampled import Draws, Sampled
 from unmask.errors import UserError
+from unmask.models.config import ModelConfig
 from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How tokens are drawn from what the model believes; temperature 0 takes the most likely ones."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    confidence: Literal["raw", "shaped"] = "raw"
 
 
 def dress(
@@ -33,31 +29,80 @@ def dress(
     slots: int,
     length: int,
     draws: Draws | None = None,
+    cfg: Number = 0.0,
     guide: Transformer | None = None,
     sampler: JointSampler | None = None,
     plain: Plain | None = None,
 ) -> Denoiser:
     """The denoiser of `recipe` over `model`, for up to `slots` rows of up to `length` cells.
 
-    From the inside out: the model (`plain`, if it is to be watched from outside), what draws its tokens (one by one, or
-    by the joint sampler), the guide that judges them, the blend of both. UserError where the recipe needs a network
-    that is not given.
+    From the inside out: the model (`plain`, if it is to be watched from outside), its guidance away from the unprompted
+    (`cfg`, one scale or one a slot), what draws its tokens (one by one, or by the joint sampler), the guide that judges
+    them, the blend of both. UserError where the recipe needs a network that is not given, or cannot be stacked with
+    these settings.
     """
-    draws, name = draws or Draws(), recipe.name or repr(recipe)
+    draws, name = draws or Draws(), _name(recipe)
+    scale = each("cfg", cfg, partial(number, "cfg"))
     joint, network = recipe.joint, plain or Plain(model, slots=slots, length=length, cached=recipe.cached)
     if joint and joint.k > 1 and sampler is None:
-        raise UserError(f"recipe {name!r} draws {joint.k} tokens a forward, and this model has no joint sampler")
-    sampled = Sampled(network, draws.temperature, draws.top_k, draws.top_p, draws.confidence)
-    denoise: Denoiser = sampled if draws.temperature else network
-    if joint:
-        denoise = Jointly(network, sampler, joint, recipe.unmask, sampled.settle)
+        raise UserError(f"recipe {name} draws {joint.k} tokens a forward, and this model has no joint sampler")
+    fits("cfg", scale, slots)
+    _check_draws(draws, recipe, model.config, slots)
+    base: Denoiser = network
+    if any(listed(scale)):
+        _check_guidance(recipe, model.config)
+        base = ClassifierFree(base, Plain(model, slots=slots, length=length, cached=recipe.cached), scale)
+    sampled = Sampled(base, **{f.name: getattr(draws, f.name) for f in fields(Draws)})
+    denoise: Denoiser = sampled if draws.active else base
+    if joint:  # a single draw asks its network for nothing but drafts
+        denoise = Jointly(cast(Plain, base), sampler, joint, recipe.unmask, sampled.settle)
     if recipe.guided and guide is None:
-        raise UserError(f"recipe {name!r} needs a guide, an autoregressive model of the same tokenizer; give `guide`")
+        raise UserError(f"recipe {name} needs a guide, an autoregressive model of the same tokenizer; give `guide`")
     if recipe.guided and guide is not None:
         denoise = Guided(denoise, guide, slots=slots, length=length)
     for belief in recipe.beliefs:
         if isinstance(belief, Blend):
-            if draws.temperature:
-                raise UserError("a blend takes the likeliest token of the mixture; leave the temperature at 0")
             denoise = Blended(denoise, belief.weight)
     return denoise
+
+
+def _name(recipe: Recipe) -> str:
+    return repr(recipe.name) if recipe.name else repr(recipe)
+
+
+def _check_guidance(recipe: Recipe, model: ModelConfig) -> None:
+    """UserError where guidance away from the unprompted cannot be had."""
+    if model.autoregressive or model.mask_id < 0:
+        raise UserError("cfg masks the prompt, and an autoregressive model has no mask; use a masked model, or cfg=0")
+    if recipe.joint and recipe.joint.k > 1:
+        raise UserError(
+            f"recipe {_name(recipe)} draws by a joint sampler, whose logits cfg does not guide; "
+            "leave cfg at 0, or draw one token a forward"
+        )
+
+
+def _check_draws(draws: Draws, recipe: Recipe, model: ModelConfig, slots: int) -> None:
+    """UserError where the settings and the recipe, the model or the number of rows do not go together."""
+    draws.check(slots)
+    for bias in listed(draws.logit_bias):
+        bounded(bias, model.token_count)
+    policies = set(listed(draws.eos)) - {"free"}
+    if policies and not model.eos_ids:
+        raise UserError(f"eos={min(policies)!r} is about a token that this model does not name; leave it out")
+    if "last" in policies and not _confident(recipe):
+        raise UserError(
+            f"eos='last' makes an EOS the least probable token, and recipe {_name(recipe)} does not commit by "
+            "probability; use eos='never', or a recipe that does, such as 'threshold' of a masked model"
+        )
+    if draws.active and any(isinstance(b, Blend) for b in recipe.beliefs):
+        raise UserError(
+            "a blend takes the likeliest token of the mixture; leave temperature, filters, penalties, logit_bias and "
+            "eos out"
+        )
+
+
+def _confident(recipe: Recipe) -> bool:
+    """Do all rules that rank or measure cells read probabilities, and is there one?"""
+    ways = ["score" for r in recipe.unmask.walk() if isinstance(r, Confident | Factor)]
+    ways += [by for r in recipe.unmask.walk() if isinstance(by := getattr(r, "by", None), str)]
+    return bool(ways) and set(ways) <= {"score", "margin", "entropy"}

@@ -1,0 +1,374 @@
+"""Stacks: levers joined by `+`, as in `dual + threshold(0.9) + prophet(7.5, 5, 2.5)`, composed into one recipe."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+from unmask.decode.algebra import TERMS, Pick, Rule, Where, as_pick
+from unmask.decode.blocks import Blocks
+from unmask.decode.early import Prefer
+from unmask.decode.expression import parse
+from unmask.decode.pick import Drawn
+from unmask.decode.recipe import Recipe, reaches
+from unmask.decode.where import Everything, everything, filled, masked
+from unmask.errors import UserError, suggest
+from unmask.recipes import entries
+from unmask.recipes.levers import Lever, levers
+
+SIMPLE = "threshold"
+"""The lever that commits where none is typed and none of those typed brings one."""
+TOO_MANY = ""
+"""In place of a setting's name: there is no setting left for this argument."""
+ONCE = {
+    "block": "both set the size of the blocks",
+    "query": "both say what is computed",
+    "commit": "both say how many cells a forward commits",
+    "watch": "both end a row early",
+    "remask": "both say what is given back",
+    "edit": "both rewrite what is decided",
+    "stop": "both say when a row is done",
+}
+"""Parts of a recipe that one lever fills, and what two that do so both do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A lever in a stack, its settings, and where each of them is typed (columns from 1)."""
+
+    lever: Lever
+    column: int
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    implied: bool = False
+    """Is it not typed, but there because a stack needs one of its kind?"""
+
+    @property
+    def name(self) -> str:
+        """The lever's."""
+        return self.lever.name
+
+    def of(self, table: Mapping[str, Any]) -> Any:
+        """What a table says of this lever, by its name or else its kind; None for nothing."""
+        return table.get(self.name, table.get(self.lever.kind))
+
+
+def is_stack(text: str) -> bool:
+    """Is it levers joined by `+`, or one lever whose name is no word of the rules?"""
+    if len(list(_pieces(text))) > 1:
+        return True
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id not in TERMS and node.func.id != "Recipe"
+    return isinstance(node, ast.Name) and node.id in levers()
+
+
+def build(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None, cite: str = "") -> Recipe:
+    """The recipe of a stack, named by its text; UserError, with the column, for what is no stack or cannot work.
+
+    `given`: settings said elsewhere, for the levers that have them. Blocks and steps not said follow from `length`
+    (cells of the response): blocks of 32 cells or as many as there are, and one cell a step.
+    """
+    return _Composer(" ".join(text.split()), dict(given or {}), length).recipe(cite)
+
+
+def refusal(one: str, other: str) -> str:
+    """Why two levers cannot stand in one stack, at their default settings; "" if they can."""
+    try:
+        build(f"{one} + {other}")
+    except UserError as error:
+        return str(error).partition(" at column ")[0]
+    return ""
+
+
+def from_toml(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None) -> Recipe | None:
+    """The recipe of a TOML file that says `stack = "..."` (and may have a name and a cite); None for any other text."""
+    import tomllib
+
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+    if not isinstance(typed := table.get("stack"), str):
+        return None
+    if unknown := sorted(set(table) - {"stack", "name", "cite", "title", "about"}):
+        raise UserError(f"a recipe file with a stack has nothing but a name and a cite beside it, not {unknown[0]!r}")
+    made = build(typed, given=given, length=length, cite=table.get("cite", ""))
+    return replace(made, name=table.get("name", made.name))
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """What stands between the `+` outside of all brackets, and the index where it begins."""
+    depth, start = 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign == "+" and depth == 0:
+            yield start, text[start:at]
+            start = at + 1
+    yield start, text[start:]
+
+
+def _arguments(node: ast.Call, names: list[str]) -> Iterator[tuple[int, str | None, ast.expr]]:
+    """(offset, setting, its expression) of every argument; the setting is None for what is unpacked."""
+    for number, part in enumerate(node.args):
+        name = names[number] if number < len(names) else TOO_MANY
+        yield part.col_offset, None if isinstance(part, ast.Starred) else name, part
+    for keyword in node.keywords:
+        yield keyword.col_offset, keyword.arg, keyword.value
+
+
+class _Reader:
+    """The levers that a text names, with their settings."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def fail(self, column: int, message: object) -> UserError:
+        return UserError(f"{message} at column {column} of {self.text!r}")
+
+    def read(self) -> list[Use]:
+        uses: list[Use] = []
+        for start, piece in _pieces(self.text):
+            use = self._use(start + len(piece) - len(piece.lstrip()), piece.strip())
+            if any(other.name == use.name for other in uses):
+                raise self.fail(use.column, f"{use.name} is given twice; keep one")
+            uses.append(use)
+        return uses
+
+    def _use(self, start: int, piece: str) -> Use:
+        """One lever; `start` is the index of its first letter."""
+        if not piece:
+            raise self.fail(start + 1, "a lever is missing")
+        if re.fullmatch(r"[\w-]+", piece):
+            return Use(self._lever(piece, start + 1), start + 1)
+        try:
+            node = ast.parse(piece, mode="eval").body
+        except SyntaxError as error:
+            raise self.fail(start + (error.offset or 1), f"cannot read {piece!r}: {error.msg}") from None
+        except (ValueError, RecursionError, MemoryError):
+            raise self.fail(start + 1, "nested too deeply, or not text") from None
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            raise self.fail(start + 1, f"a lever is a name or a call such as threshold(0.9), and {piece!r} is neither")
+        lever = self._lever(node.func.id, start + 1)
+        values, columns = {}, {}
+
+        def column(offset: int) -> int:
+            return start + 1 + len(piece.encode()[:offset].decode())
+
+        for offset, name, part in _arguments(node, list(lever.settings)):
+            setting, place = self._setting(lever, name, values, column(offset)), column(part.col_offset)
+            values[setting], columns[setting] = self._value(lever, setting, part, place), place
+        return Use(lever, start + 1, values, columns)
+
+    def _lever(self, name: str, column: int) -> Lever:
+        known = levers()
+        if name in known:
+            return known[name]
+        if len(list(_pieces(self.text))) == 1:
+            raise self.fail(column, suggest(name, [*known, *TERMS], "lever or rule"))
+        if name in TERMS:
+            raise self.fail(column, f"{name} is a rule, and a stack is made of levers: {', '.join(known)}")
+        if (word := name.replace("-", "_")) in known:
+            raise self.fail(column, f"the lever is written {word}")
+        if name in entries():
+            raise self.fail(column, f"{name} is a recipe, and a stack is made of levers: {', '.join(known)}")
+        raise self.fail(column, suggest(word, known, "lever"))
+
+    def _setting(self, lever: Lever, name: str | None, seen: Mapping[str, Any], column: int) -> str:
+        """The setting's name, if the lever has one of that name and it is not given yet."""
+        if name == TOO_MANY:
+            count = len(lever.settings)
+            raise self.fail(column, f"{lever} has {count or 'no'} setting{'s' * (count != 1)}, not so many")
+        if name is None:
+            raise self.fail(column, "* is not part of a stack")
+        if name not in lever.settings:
+            raise self.fail(column, suggest(name, lever.settings, f"setting of {lever.name}"))
+        if name in seen:
+            raise self.fail(column, f"{name} of {lever.name} is given twice")
+        return name
+
+    def _value(self, lever: Lever, name: str, node: ast.expr, column: int) -> Any:
+        """The number, or word, of a setting."""
+        sign = -1 if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else 1
+        inner = node.operand if isinstance(node, ast.UnaryOp) and sign < 0 else node
+        value: Any = inner.value if isinstance(inner, ast.Constant) else None
+        if isinstance(inner, ast.Name) and inner.id == "inf":
+            value = math.inf
+        if sign < 0 and isinstance(value, int | float) and not isinstance(value, bool):
+            value = -value
+        if fault := lever.settings[name].fault(value):
+            raise self.fail(column, f"{name} of {lever.name} must be {fault}, not {ast.unparse(node)}")
+        return float(value) if isinstance(lever.settings[name].default, float) else value
+
+
+class _Composer(_Reader):
+    """One recipe of several levers."""
+
+    def __init__(self, text: str, given: dict[str, Any], length: int | None) -> None:
+        super().__init__(text)
+        self.given, self.length = given, length
+        uses = self.read()
+        self._refuse_pairs(uses)
+        order = list(levers())
+        uses = self._settled(sorted(self._completed(uses), key=lambda use: order.index(use.name)))
+        self.values = {use.name: use.values for use in uses}
+        self.block: int = self.values["blocks"]["block"]
+        self.parts = {use.name: self._parts(use, uses) for use in uses}
+        self.uses = uses
+
+    def _refuse_pairs(self, uses: list[Use]) -> None:
+        """UserError, with the reason and what to do instead, for two levers that do not go together."""
+        for one, two in combinations(uses, 2):
+            if two.name in one.lever.beside or one.name in two.lever.beside:
+                continue
+            for a, b in ((one, two), (two, one)):
+                if reason := b.of(a.lever.refuses):
+                    raise self.fail(two.column, reason.format(other=b.name))
+            for part, what in ONCE.items():
+                if part in one.lever.parts and part in two.lever.parts:
+                    raise self.fail(two.column, f"{one.name} and {two.name} {what}; keep one")
+
+    def _completed(self, uses: list[Use]) -> list[Use]:
+        """With the size of the blocks and with what commits, where they are not typed."""
+        more = [] if any(use.name == "blocks" for use in uses) else [Use(levers()["blocks"], 1, implied=True)]
+        if not any("commit" in use.lever.parts for use in uses):
+            order = list(levers())
+            bases = [use.lever for use in uses if use.lever.base]
+            bases.sort(key=lambda lever: (lever.kind != "revise", order.index(lever.name)))
+            base = _Reader(bases[0].base if bases else SIMPLE).read()[0]
+            more.append(Use(base.lever, 1, values=base.typed, implied=True))
+        return [*uses, *more]
+
+    def _settled(self, uses: list[Use]) -> list[Use]:
+        """With a value for every setting: as typed, as said elsewhere, as follows from the length, or the default."""
+        self._check_given(uses)
+        size = next(use for use in uses if use.name == "blocks").typed.get("block", self.given.get("block"))
+        fitted = {}
+        if self.length is not None:
+            block = size or min(levers()["blocks"].settings["block"].default, self.length)
+            fitted = {"block": block, "steps": -(-self.length // block) * block}
+        return [replace(use, values=self._values(use, fitted)) for use in uses]
+
+    def _check_given(self, uses: list[Use]) -> None:
+        """UserError for a setting said elsewhere that no lever has, that it cannot have, or that is typed otherwise."""
+        if strange := [name for name in self.given if not any(name in use.lever.settings for use in uses)]:
+            has = ", ".join(dict.fromkeys(name for use in uses for name in use.lever.settings))
+            raise UserError(f"no lever of {self.text!r} has a setting {strange[0]}; they have {has}")
+        for use in uses:
+            for name, value in self.given.items():
+                if name not in use.lever.settings:
+                    continue
+                if fault := use.lever.settings[name].fault(value):
+                    raise UserError(f"{name} of {use.name} must be {fault}, not {value!r}")
+                if (typed := use.typed.get(name, value)) != value:
+                    told = f"{name} of {use.name} is {typed!r} here and {value!r} elsewhere; give one"
+                    raise self.fail(use.columns[name], told)
+
+    def _values(self, use: Use, fitted: Mapping[str, Any]) -> dict[str, Any]:
+        default = use.lever.defaults
+        known, given = ({k: v for k, v in table.items() if k in default} for table in (fitted, self.given))
+        return {**default, **known, **use.values, **given, **use.typed}
+
+    def _parts(self, use: Use, uses: list[Use]) -> dict[str, Any]:
+        """What the lever fills in beside the others, as rules."""
+        texts, words = dict(use.lever.parts), dict(use.values)
+        changed: dict[str, Use] = {}
+        for other in (other for other in uses if other is not use and not other.implied):
+            for part, text in (other.of(use.lever.beside) or {}).items():
+                if texts.get(part) != text and part in changed:
+                    three = f"{use.name}, {changed[part].name} and {other.name}"
+                    last = max(use.column, other.column, changed[part].column)
+                    raise self.fail(last, f"{three} do not go together; leave one out")
+                texts[part], changed[part], words = text, other, {**other.values, **words}
+        words["b"] = Blocks(self.block)
+        for word, text in texts.pop("let", {}).items():
+            words[word] = self._rule(use, text, words)
+        rules = {part: text for part, text in texts.items() if isinstance(text, str) and text and part != "sure"}
+        return {**texts, **{part: self._rule(use, text, words) for part, text in rules.items()}}
+
+    def _rule(self, use: Use, text: str, words: Mapping[str, Any]) -> Rule:
+        try:
+            return parse(text, words)
+        except UserError as error:
+            raise self.fail(use.column, str(error).partition(" at column ")[0]) from None
+
+    def _filled(self, part: str) -> list[Any]:
+        """What the levers say of a part of the recipe."""
+        return [found for parts in self.parts.values() if (found := parts.get(part))]
+
+    def recipe(self, cite: str) -> Recipe:
+        """All parts together."""
+        query = next(iter(self._filled("query")), everything)
+        if not isinstance(query, Everything):
+            for more in self._filled("reads"):
+                query = query | more
+        query, unmask = self._early(query, self._commit())
+        parts: dict[str, Any] = {part: next(iter(self._filled(part)), None) for part in ("remask", "edit")}
+        parts |= {"stop": next(iter(self._filled("stop")), filled), "beliefs": tuple(self._filled("belief"))}
+        self._check(query, unmask, parts)
+        cites = "; ".join(dict.fromkeys(use.lever.cite for use in self.uses if use.lever.cite))
+        revisions = max([1, *self._filled("revisions")])
+        try:
+            return Recipe(query, unmask, **parts, revisions=revisions, name=self.text, cite=cite or cites)
+        except UserError as error:
+            raise UserError(f"{error} (the stack {self.text!r})") from None
+
+    def _commit(self) -> Pick:
+        """What a forward commits: within the block, or in what an exit leaves to be written."""
+        (commit,) = self._filled("commit")
+        places = {use.lever.kind: place for use in self.uses if (place := self.parts[use.name].get("within"))}
+        place = places.get("exit", places.get("commit"))
+        return as_pick(commit) if place is None else place >> commit
+
+    def _early(self, query: Where, commit: Pick) -> tuple[Where, Pick]:
+        """What is computed and committed where a lever watches an answer and ends a row early.
+
+        What it watches is computed in every forward. The rest is committed with it, if its logits are there (and if it
+        is to be committed at all); where the query does not compute all that is undecided, the answer is committed
+        alone, and the next forward, which sees that it was (`b.ahead`), is a full one and commits the rest. The
+        committed answer is the only memory.
+        """
+        use = next((use for use in self.uses if "sure" in use.lever.parts), None)
+        if use is None:
+            return query, commit
+        watch, clock = self.parts[use.name]["watch"], next(iter(self._filled("clock")), None)
+        words = {**use.values, "watch": watch, "clock": clock, "b": Blocks(self.block)}
+        sure: Any = self._rule(use, use.lever.parts["sure"], words)
+        if not isinstance(query, Everything):
+            query = query | watch
+        if use.lever.parts.get("alone"):
+            return query, Prefer(watch.when(sure), commit)
+        if reaches(query, masked, every=True):
+            return query, everything.when(sure) | commit
+        ahead = Blocks(self.block).ahead
+        return query | everything.when(ahead), everything.when(sure | ahead) | watch.when(sure) | commit
+
+    def _check(self, query: Where, unmask: Pick, parts: Mapping[str, Any]) -> None:
+        """UserError for settings that do not fit each other, with the column of the one to change."""
+        joint = next((use for use in self.uses if use.name == "joint"), None)
+        drawing = any(isinstance(rule, Drawn) for rule in unmask.walk())
+        confined = drawing and any(isinstance(r, Blocks) for p in self._filled("within") for r in p.walk())
+        if joint is not None and confined and joint.values["k"] > self.block:
+            told = (
+                f"joint({joint.values['k']}) draws more cells than a block of {self.block} has; use at most that many"
+            )
+            raise self.fail(joint.columns.get("k", joint.column), told)
+        blocks = next(use for use in self.uses if use.name == "blocks")
+        rules = [query, unmask, *(rule for rule in parts.values() if isinstance(rule, Rule))]
+        if any(isinstance(inner, Blocks) for rule in rules for inner in rule.walk()):
+            return
+        if not blocks.implied:
+            raise self.fail(
+                blocks.column, "no lever of this stack goes by blocks, so that blocks changes nothing; leave it out"
+            )
+        if "block" in self.given:
+            raise UserError(f"no lever of {self.text!r} goes by blocks; leave out block")

@@ -1,0 +1,290 @@
+"""Stacks: what people type is read as levers, composed into the recipe that is published, and refused with a column."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import embedded
+from unmask import recipes
+from unmask.cli import main
+from unmask.errors import UserError
+from unmask.recipes import stack
+from unmask.recipes.levers import levers
+from unmask.settings import Settings, from_expression, read
+
+TYPED = "dual + threshold(0.9) + prophet(7.5, 5, 2.5)"
+
+PUBLISHED = {
+    "quota": "llada",
+    "threshold": "threshold",
+    "factor": "factor",
+    "eb": "eb",
+    "prefix + threshold": "prefix",
+    "prefix + quota": "prefix-quota",
+    "prefix + factor": "prefix-factor",
+    "dual + threshold(0.9)": "dual",
+    "dual + quota(128)": "dual-quota",
+    "dual + factor(factor=1)": "dual-factor",
+    "freecache": "freecache",
+    "freecache + quota": "freecache-quota",
+    "freecache_lag": "freecache-lag",
+    "dkv(refresh=8)": "dkv",
+    "d2f": "d2f",
+    "full + guided(1)": "guided",
+    "freecache + guided": "freecache-guided",
+    "prophet(7.5, 5, 2.5)": "prophet",
+    "sched + quota": "sched",
+    "threshold + ice": "ice",
+    "one + ice(0.9)": "ice-quota",
+    "wino(0.9)": "wino",
+    "edit(0.9)": "edit",
+    "blend(0.5)": "blend",
+}
+
+
+@pytest.mark.parametrize(("text", "name"), PUBLISHED.items())
+def test_a_stack_is_the_published_recipe(text: str, name: str) -> None:
+    made, published = stack.build(text), recipes.get(name)
+    assert (made, made.hash) == (published, published.hash)
+    if "block" in recipes.entry(name).defaults:
+        assert stack.build(text, given={"block": 8}) == recipes.get(name, block=8)
+
+
+def test_every_published_method_of_masked_models_is_a_stack_or_has_a_schedule_of_its_own() -> None:
+    assert set(recipes.entries()) - set(PUBLISHED.values()) == {"ar", "dream", "dream-origin"}
+
+
+@pytest.mark.parametrize("name", ["dual", "prefix", "prophet", "wino", "factor", "blend", "guided"])
+def test_a_published_name_stays_what_it_is(name: str) -> None:
+    assert read(name, {}) == recipes.get(name)
+
+
+def test_a_word_of_the_rules_alone_is_a_rule() -> None:
+    for text in ("factor(1.0)", "blocks(4)", "leftmost(2)", "prefix | best(1)"):
+        assert not stack.is_stack(text) and read(text, {}) == from_expression(text)
+    for text in ("quota", "threshold(0.8)", "dual+one", "factor(1) + blocks(4)", "treshold(1)"):
+        assert stack.is_stack(text)
+
+
+def test_a_stack_prints_as_the_algebra_and_is_named_by_its_text() -> None:
+    made = stack.build(TYPED)
+    assert made.name == TYPED and stack.build("dual  +threshold( 0.9 )\n + prophet(7.5,5,2.5)") == made
+    assert from_expression(repr(made)) == made
+    assert "Fast-dLLM" in made.cite and "Know the Answer" in made.cite
+    assert "stack" not in made.to_toml() and type(made).from_toml(made.to_toml()).name == TYPED
+
+
+MISTAKES = [
+    ("dual + treshold(0.9)", 8, "unknown lever 'treshold'; did you mean 'threshold'"),
+    ("dual + threshold(treshold=0.9)", 18, "unknown setting of threshold 'treshold'; did you mean 'threshold'"),
+    ("dual + threshold(0.9, 1)", 23, "has 1 setting, not so many"),
+    ("one(3) + dual", 5, "one has no settings"),
+    ("dual + freecache-lagg", 8, "did you mean 'freecache_lag'"),
+    ("freecache-lag + one", 1, "the lever is written freecache_lag"),
+    ("dual + dual-factor", 8, "dual-factor is a recipe"),
+    ("dual + confident(0.9)", 8, "confident is a rule"),
+    ("dual + dual", 8, "given twice"),
+    ("dual + threshold(threshold=0.9, threshold=0.8)", 33, "given twice"),
+    ("dual + threshold(1.5)", 18, r"number in \[0, 1\], not 1.5"),
+    ("wino(-0.1) + dual", 6, r"number in \[0, 1\], not -0.1"),
+    ("guided(above=1.0)", 14, r"number in \[0, 1\), not 1.0"),
+    ("quota(0)", 7, "whole number of at least 1, not 0"),
+    ("quota(2.5)", 7, "whole number of at least 1, not 2.5"),
+    ("dkv(True)", 5, "whole number"),
+    ("prophet('high', 5, 2)", 9, "a number, not 'high'"),
+    ("prophet(nan, 5, 2)", 9, "a number, not nan"),
+    ("factor(1, lenient=1)", 19, "True or False"),
+    ("quota(by='luck')", 10, "one of score, margin"),
+    ("dual + threshold(0.5 + 0.4)", 18, "not 0.5 \\+ 0.4"),
+    ("dual + threshold(*[0.9])", 18, r"\* is not part"),
+    ("dual + one(**{})", 12, r"\* is not part"),
+    ("dual + threshold(0.9", 17, "never closed"),
+    ("dual + threshold(0.9))", 22, "unmatched"),
+    ("dual + one | best(1)", 8, "a lever is a name or a call"),
+    ("dual ++ one", 7, "a lever is missing"),
+    ("dual +", 7, "a lever is missing"),
+    ("+", 1, "a lever is missing"),
+    ("dual + 'one'", 8, "a lever is a name or a call"),
+    ("blocks(8) + joint(9)", 19, "joint\\(9\\) draws more cells than a block of 8"),
+    ("joint(k=40)", 9, "more cells than a block of 32"),
+    ("guided(top=0)", 1, "agrees needs a rule"),
+    ("guided + blocks(8)", 10, "blocks changes nothing"),
+    ("guided + joint + d2f", 18, "do not go together; leave one out"),
+    ("ü + dual", 1, "unknown lever 'ü'"),
+    ("one + quota(ü=1, step=3)", 13, "unknown setting of quota 'ü'"),
+    ("quota(by='ü')", 10, "one of score"),
+    ("quota(steps='ü', step=3)", 13, "whole number"),
+]
+
+
+@pytest.mark.parametrize(("text", "column", "says"), MISTAKES)
+def test_a_mistake_is_told_in_one_line_with_its_column(text: str, column: int, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        stack.build(text)
+    assert str(caught.value).endswith(f" at column {column} of {text!r}") and "\n" not in str(caught.value)
+
+
+@given(st.integers(0, 3), st.permutations(["dual", "threshold(0.9)", "prophet(7.5, 5, 2.5)", "wino(0.8)"]))
+def test_the_column_of_a_typo_wherever_it_is(at: int, names: list[str]) -> None:
+    typed = list(names)
+    typed[at] = "x" + typed[at]
+    text = " + ".join(typed)
+    with pytest.raises(UserError, match=f"did you mean .* at column {text.index('x' + names[at]) + 1} of"):
+        stack.build(text)
+
+
+@given(st.permutations(["dual", "threshold(0.5)", "prophet(7.5, 5, 2.5)", "wino(0.8)", "edit(0.9)", "blocks(8)"]))
+def test_the_order_of_levers_makes_no_difference(names: list[str]) -> None:
+    order = " + ".join(["dual", "threshold(0.5)", "prophet(7.5, 5, 2.5)", "wino(0.8)", "edit(0.9)", "blocks(8)"])
+    assert stack.build(" + ".join(names)) == stack.build(order)
+
+
+@given(
+    st.text(max_size=20)
+    | st.text("dual+one(0.9,=)' k", max_size=20)
+    | st.lists(
+        st.sampled_from(
+            [
+                "dual",
+                "+",
+                "threshold",
+                "(",
+                "0.9",
+                ")",
+                "joint",
+                ",",
+                "k",
+                "=",
+                "-",
+                "inf",
+                " ",
+                "prophet",
+                "guided",
+                "'",
+            ]
+        )
+    ).map("".join)
+)
+def test_any_text_is_a_recipe_or_a_plain_error(text: str) -> None:
+    with suppress(UserError):
+        read(text, {}, 24)
+
+
+def test_what_is_not_typed_follows_from_settings_and_length() -> None:
+    assert stack.build("dual + quota", length=24) == stack.build("blocks(24) + dual + quota(24)")
+    assert stack.build("quota", length=100) == stack.build("blocks(32) + quota(128)")
+    assert stack.build("quota", given={"block": 10}, length=24) == stack.build("blocks(10) + quota(30)")
+    assert stack.build("dual", given={"threshold": 0.4}) == stack.build("dual + threshold(0.4)")
+    assert stack.build("threshold(0.4)", given={"threshold": 0.4}) == stack.build("threshold(0.4)")
+    assert stack.build("wino", given={"threshold": 0.5}) == stack.build("wino(0.9) + threshold(0.5)")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "says"),
+    [
+        ("threshold(0.4)", {"threshold": 0.5}, "threshold of threshold is 0.4 here and 0.5 elsewhere; give one"),
+        ("blocks(8) + dual", {"block": 4}, "block of blocks is 8 here and 4 elsewhere"),
+        ("dual + one", {"threshold": 0.5}, "has a setting threshold; they have block"),
+        ("full + guided", {"block": 4}, "goes by blocks; leave out block"),
+        ("dual + quota", {"steps": 3, "by": "luck"}, "by of quota must be one of"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(text: str, settings: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read(text, Settings(**settings).rules, 24)
+
+
+def test_a_stack_in_toml(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f'name = "mine"\nstack = """\n{TYPED}\n"""\n')
+    made = read(str(file), {"block": 8}, 24)
+    assert made == stack.build(f"{TYPED} + blocks(8)") and made.name == "mine" and "Fast-dLLM" in made.cite
+    for text, says in (
+        (f'stack = "{TYPED}x"', "invalid syntax at column 45 of"),
+        (f'stack = "{TYPED}"\nquery = "b"', "not 'query'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=says):
+            read(str(file), {}, 24)
+
+
+def test_levers_are_no_recipes_and_say_what_they_are() -> None:
+    assert not set(levers()) & {"levers", "stack"} and "levers" not in recipes.entries()
+    for lever in levers().values():
+        assert lever.title.endswith(".") and all(not s.fault(s.default) for s in lever.settings.values())
+        assert set(lever.beside) | set(lever.refuses) <= {*levers(), *(other.kind for other in levers().values())}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(embedded.build(tmp_path_factory.mktemp("models") / "dllm"))
+
+
+def test_generate_with_a_stack(capsys, model: str) -> None:
+    arguments = ["generate", embedded.PROMPT, "--model", model, "--length", "12", "--json"]
+    assert main([*arguments, "--recipe", TYPED, "--block", "4"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["recipe"]["name"] == TYPED and told["recipe"]["expression"].startswith("Recipe(query=blocks(4) | ")
+    assert main([*arguments, "--recipe", "dual + treshold(0.9)"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "did you mean 'threshold'" in err and "at column 8 of" in err and err.count("\n") == 1
+
+
+def test_explain_counts_what_every_rule_did(capsys, model: str) -> None:
+    arguments = ["explain", "prefix + threshold(0.05) + wino(0.04)", "--prompt", embedded.PROMPT, "--model", model]
+    assert main([*arguments, "--length", "12", "--block", "4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    account = told["account"]
+    assert all(len(f["chosen"]) == len(f["among"]) == len(account["rules"]) for f in account["forwards"])
+    roots = {rule["part"]: i for i, rule in enumerate(account["rules"]) if rule["depth"] == 0}
+    total = {part: sum(f["chosen"][i] for f in account["forwards"]) for part, i in roots.items()}
+    ledger = account["ledger"]
+    assert list(roots) == ["query", "unmask", "remask", "stop"] == [p for p in told["parts"] if p != "beliefs"]
+    assert (total["unmask"] - total["remask"], total["remask"]) == (ledger["tokens"], ledger["revised"])
+    assert total["query"] <= ledger["positions"] and total["stop"] == 1
+    assert main([*arguments, "--length", "12", "--block", "4"]) == 0
+    text = capsys.readouterr().out
+    assert all(f" {rule['rule']}" in text for rule in account["rules"]) and "\x1b" not in text
+    assert sum(line.split()[:1] == [str(n)] for n in range(1, ledger["forwards"] + 1) for line in text.splitlines())
+
+
+def test_explain_shows_every_part(capsys) -> None:
+    for text, heads in (
+        ("edit + wino(0.5)", ["rewrites (edit, each cell at most 2 x)", "gives back (remask"]),
+        ("joint + dual", ["believes (beliefs)", "joint(4)"]),
+        (TYPED, ["computes (query)", "blocks(32).ahead", TYPED, "Know the Answer"]),
+        (repr(stack.build("edit")), ["rewrites (edit"]),
+    ):
+        assert main(["explain", text]) == 0
+        out = capsys.readouterr().out
+        assert all(head in out for head in heads)
+    assert main(["recipes", "--levers", "--json"]) == 0
+    assert [lever["name"] for lever in json.loads(capsys.readouterr().out)] == list(levers())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dual + treshold"], "did you mean 'threshold'"),
+        (["thresold"], "unknown recipe or lever 'thresold'; did you mean 'threshold'"),
+        (["dual", "--model", "dllm"], "--model: of use with --prompt only"),
+        (["dual + one", "--prompt", " "], "the prompt is empty"),
+        (["dual + one", "--prompt", "Tom", "--block", "0"], "whole number of at least 1"),
+        (["dual", "--prompt", "Tom", "--model", "twni"], "did you mean 'twin'"),
+        (["threshold(0.9)", "--prompt", "Tom", "--model", "twin"], "use recipe 'ar'"),
+        (["blocks(99) + dual", "--prompt", "Tom"], "block of 99 cells does not fit"),
+        (["Recipe(query=evrything, unmask=best(1))"], "did you mean 'everything'.* at column 14 of"),
+    ],
+)
+def test_explain_tells_mistakes(capsys, arguments: list[str], says: str) -> None:
+    assert main(["explain", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert re.search(says, err)
