@@ -13,6 +13,7 @@ from unmask import Recipe, UserError, recipes
 from unmask.decode import best, ended, everything, finished
 from unmask.generate import Model
 from unmask.models.config import Layout
+from unmask.models.joint import JointSampler, digest, save_sampler
 from unmask.settings import ALIASES, REFUSED, Settings, from_expression, resolve
 from unmask.train.vocabulary import EOS, MASK
 
@@ -27,6 +28,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder) -> Model:
     return unmask.load(embedded.build(folder / "dllm"))
+
+
+@pytest.fixture(scope="module")
+def sampler(folder, model):
+    save_sampler(
+        JointSampler(model.network.config).initialise(1, gain=0.5), folder / "joint", base=digest(model.network)
+    )
+    return folder / "joint"
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +96,10 @@ def test_suffix_is_given(model):
 
 
 @pytest.mark.parametrize("name", sorted(recipes.entries()))
-def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise):
+def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, sampler):
     chosen = {"ar": twin, "d2f": blockwise}.get(name, model)
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
-    out = chosen.generate(PROMPT, recipe=name, length=20, guide=twin, **settings)
+    out = chosen.generate(PROMPT, recipe=name, length=20, guide=twin, sampler=sampler, **settings)
     assert out.recipe.name == name
     assert out.ledger.forwards <= 24 + out.ledger.revised
 

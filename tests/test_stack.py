@@ -46,6 +46,7 @@ PUBLISHED = {
     "wino(0.9)": "wino",
     "edit(0.9)": "edit",
     "blend(0.5)": "blend",
+    "joint(4)": "adjust",
 }
 
 

@@ -181,7 +181,7 @@ def consistent(out: Output, model: Model, length: int, template: str = THINK) ->
     assert sorted(out.tokens) == sorted([*written, *(token for ids in words for token in ids)])
 
 
-@pytest.mark.parametrize("name", sorted(set(recipes.entries()) - {"ar", "d2f"}))
+@pytest.mark.parametrize("name", sorted(set(recipes.entries()) - {"ar", "d2f", "adjust"}))
 def test_every_recipe_writes_into_a_template(name: str, model: Model, twin: Model) -> None:
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
     out = model.generate(PROMPT, recipe=name, template=THINK, length=20, guide=twin, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -17,6 +18,7 @@ from unmask.decode.where import Region
 from unmask.denoise import dress
 from unmask.denoise.rows import Number, Whole, Word
 from unmask.errors import UserError, suggest
+from unmask.models.joint import JointSampler, load_sampler
 from unmask.models.load import load_checkpoint
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
@@ -103,6 +105,7 @@ class Model:
         factor: float | None = None,
         tau: float | None = None,
         guide: Model | str | Path | None = None,
+        sampler: str | Path | None = None,
         temperature: Number | None = None,
         top_p: Number = 1.0,
         top_k: Whole = 0,
@@ -126,7 +129,8 @@ class Model:
 
         `recipe`: a name, a TOML file, an expression, or a Recipe. `length`: cells of the response. `suffix`: text that
         follows the response, which is then written between the two. `guide`: the autoregressive model (loaded, or
-        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin.
+        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin. `sampler`: the folder
+        of a joint sampler of this model, for recipes that draw several tokens a forward; the embedded dLLM has one.
 
         `template`: the response as words and slots, "Step 1: {think} Step 2: {think} The answer is {answer:5}"; slots
         without a number share what is left of `length` by `allocation`: "even", "front" or "back". `tau` is the mean
@@ -219,8 +223,9 @@ class Model:
         canvas = _to(mark(canvas, forms) if forms else _answer(canvas, recipe), self.network.embed.weight.device)
         draws = settings.draws(recipe, c, self.tokenizer)
         guide = self.guide(settings.guide) if recipe.guided else None
+        sampler = self.sampler(settings.sampler) if recipe.joint and recipe.joint.k > 1 else None
         place: dict[str, Any] = dict(zip(("slots", "length"), canvas.tokens.shape, strict=True))
-        denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, guide=guide)
+        denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, guide=guide, sampler=sampler)
         return Job(canvas, recipe, denoise, template=bool(forms))
 
     def guide(self, source: Model | str | Path | None) -> Transformer | None:
@@ -233,6 +238,12 @@ class Model:
             raise UserError(f"a guide is an autoregressive model, and {found.name} is not")
         same_vocabulary(self.tokenizer, found.tokenizer)
         return found.network
+
+    def sampler(self, source: str | Path | None) -> JointSampler | None:
+        """The joint sampler of a folder that `unmask train joint` wrote, else the one that ships for this model."""
+        embedded = self.directory.parent == Path(zoo.__file__).parent
+        folder = source if source is not None else zoo.sampler(self.name) if embedded else None
+        return None if folder is None else _sampler(Path(folder), self.network)
 
     @property
     def device(self) -> torch.device:
@@ -322,6 +333,11 @@ def load(source: str | Path | None = None, *, dtype: str = "auto", device: str |
     if loaded.tokenizer is None:
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
+
+
+@lru_cache(maxsize=4)
+def _sampler(folder: Path, network: Transformer) -> JointSampler:
+    return load_sampler(folder, network)
 
 
 def _prompts(prompt: Any) -> tuple[Sequence[Any], bool]:

@@ -53,6 +53,7 @@ class Settings:
     eps: float | None = None
     cache: str | None = None
     guide: Any = None
+    sampler: Any = None
     temperature: Number | None = None
     top_p: Number = 1.0
     top_k: Whole = 0

@@ -15,7 +15,7 @@ from golden import toy
 from unmask import recipes
 from unmask.decode import Canvas, Draft, Recipe, Step, decode, noise
 from unmask.decode.belief import Blend
-from unmask.denoise import Plain
+from unmask.denoise import Plain, Sampled
 from unmask.denoise.guide import Blended, Guided
 from unmask.denoise.jointly import Jointly
 from unmask.models.config import Layout, ModelConfig
@@ -65,6 +65,8 @@ def kinds(name: str) -> tuple[str, ...]:
     return {"ar": ("causal",), "d2f": ("block",)}.get(name, ("full", "shifted"))
 
 
+MODELLESS = tuple(n for n in NAMES if small(n).joint is None)
+"""Recipes that can decode with any denoiser; a joint sampler reads the hidden states of a network."""
 PAIRS = [(name, kind) for name in NAMES for kind in kinds(name)]
 
 
@@ -113,8 +115,10 @@ def sampler(config: ModelConfig) -> JointSampler:
 def dressed(denoise: Any, recipe: Any, canvas: Canvas, *, slots: int = 8) -> Any:
     """`denoise` with what the recipe (or any recipe of a mixture) needs around it, made of toys."""
     made = getattr(recipe, "recipes", (recipe,))
-    if isinstance(denoise, Plain) and (joint := getattr(recipe, "joint", None)):
-        denoise = Jointly(denoise, sampler(denoise.config), joint, recipe.unmask, lambda _, draft: draft)
+    if joint := getattr(recipe, "joint", None):
+        inner = denoise.denoise if isinstance(denoise, Sampled) else denoise
+        settle = denoise.settle if isinstance(denoise, Sampled) else lambda _, draft: draft
+        denoise = Jointly(inner, sampler(inner.config), joint, recipe.unmask, settle)
     if any(r.guided for r in made):
         denoise = Guided(denoise, model("causal"), slots=slots, length=canvas.tokens.shape[1])
     for belief in getattr(recipe, "beliefs", ()):

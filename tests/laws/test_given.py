@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laws.common import EOS, NAMES, PAIRS, Synthetic, dressed, kinds, model, plain, ragged, run, small, words
+from laws.common import EOS, MODELLESS, NAMES, PAIRS, Synthetic, dressed, kinds, model, plain, ragged, run, small, words
 from unmask.decode import Canvas, Mixed, Recipe, best, everything, filled, step
 from unmask.decode.where import Budget
 from unmask.denoise import Plain, Sampled
@@ -44,7 +44,7 @@ def test_the_literal_mask_in_a_text_is_text(name: str, kind: str) -> None:
         assert not (after.masked & canvas.given).any()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("ar", "freecache")])
+@pytest.mark.parametrize("name", [n for n in MODELLESS if n not in ("ar", "freecache")])
 def test_decoding_never_reads_the_mask_id(name: str) -> None:
     """With a denoiser that knows positions only, another mask id changes nothing but the undecided cells."""
     recipe = small(name)
@@ -60,10 +60,13 @@ class Loud(torch.nn.Module):
         super().__init__()
         self.inner, self.forbidden = model(kind), torch.tensor(forbidden)
         self.config = replace(self.inner.config, token_count=EOS)
-        self.embed, self.dtype = self.inner.embed, self.inner.dtype
+        self.embed, self.dtype, self.rope = self.inner.embed, self.inner.dtype, self.inner.rope
 
     def forward(self, *args, **named):
         return self.inner(*args, **named).index_fill(-1, self.forbidden, 1e9)
+
+    def head_of(self, hidden):
+        return self.inner.head_of(hidden).index_fill(-1, self.forbidden, 1e9)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 2.0, "confidence": "shaped"}])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laws.common import NAMES, PAIRS, Synthetic, dressed, plain, ragged, run, small
+from laws.common import MODELLESS, PAIRS, Synthetic, dressed, plain, ragged, run, small
 from unmask import recipes
 from unmask.decode import Blocks, Budget, Canvas, Decided, Recipe, best, confident, decode, everything, filled, leftmost
 
@@ -43,7 +43,7 @@ def check(denoise, recipe, canvas: Canvas) -> None:
     assert not left.any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELLESS)
 @given(
     canvas=canvases(),
     scale=st.sampled_from([0.0, 1.0, 30.0, 1e6]),

@@ -39,7 +39,15 @@ def trained(kind: str) -> JointSampler:
     base, data = runs(kind)
     torch.set_num_threads(1)
     steps = {"parity": 600, "copy": 150}[kind]
-    shape = {"gain": 1.0, "hidden_weight": 10.0, "further": 0.5, "rows": 64, "adam_lr": 0.01, "decay": 0.4}
+    shape = {
+        "gain": 1.0,
+        "hidden_weight": 10.0,
+        "further": 0.5,
+        "rows": 64,
+        "adam_lr": 0.01,
+        "decay": 0.4,
+        "plain": 1.0,
+    }
     config = JointConfig(steps=steps, k=CASES[kind][0], **shape)
     trainer = JointTrainer(config, base, [data], Path("unused"))  # type: ignore[arg-type]
     for _ in range(steps):
@@ -120,3 +128,19 @@ def test_a_run_resumes_where_it_stood(tmp_path: Path) -> None:
         assert torch.equal(one, two)
     with pytest.raises(UserError, match="another k"):
         JointTrainer(replace(config, k=2), base, data, tmp_path / "part").resume()
+
+
+def test_the_command_trains_resumes_and_leaves_a_sampler_that_is_used(tmp_path: Path, capsys: Any) -> None:
+    import unmask
+    from unmask.cli import main
+
+    run = ["train", "joint", "--out", str(tmp_path / "run"), "--runs", "8", "--k", "3"]
+    assert main([*run, "--steps", "2"]) == 0
+    assert main([*run, "--steps", "3"]) == 0
+    assert "resumed at step 2" in capsys.readouterr().out
+    model, folder = unmask.load(), tmp_path / "run" / "sampler"
+    answer = model.generate("Anna has 5 apples .", recipe="joint(3)", block=8, sampler=folder)
+    assert answer.ledger.helpers["joint sampler"]["forwards"] > 0
+    assert main([*run[:-1], "4"]) == 2 and "another k" in capsys.readouterr().err
+    assert main(["train", "joint", "--model", "twin"]) == 2 and "autoregressive" in capsys.readouterr().err
+    assert main(["train", "joint", "--k", "1"]) == 2 and "at least 2" in capsys.readouterr().err

@@ -29,14 +29,14 @@ for name, function in (
     ("generate", generate.generate),
     ("recipes", recipes.recipes),
     ("explain", recipes.explain),
-    ("train", train.train),
     ("export", train.export),
     ("evaluate", study.evaluate),
-    ("bench", study.bench),
     ("verify", verify.verify),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(function)
+app.add_typer(train.app, name="train")
+app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")
 
 

@@ -34,6 +34,7 @@ def generate(
     factor: Annotated[float | None, typer.Option(help="Fast-dLLM's factor.")] = None,
     tau: Annotated[float | None, typer.Option(help="Mean confidence at which recipe ice answers.")] = None,
     guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives recipes a second opinion.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Folder of a joint sampler; the embedded dLLM has one.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
     top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Number of tokens to draw from; 0: all.")] = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from unmask.errors import UserError, suggest
 
 if TYPE_CHECKING:
+    from unmask.generate import Model
+    from unmask.train.joint import JointConfig, Trajectories
     from unmask.train.run import Progress, Run
 
 RATES = {"ar": (0.02, 0.003), "dllm": (0.003, 0.001)}
@@ -20,7 +23,12 @@ ITEMS = 64
 """Problems, and descriptions, that are decoded to measure accuracy along the way."""
 
 
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
 def train(
+    context: typer.Context,
     *,
     kind: Annotated[str, typer.Option(help="dllm, or ar for the twin.")] = "dllm",
     steps: Annotated[int, typer.Option(help="Length of the run; the learning rate decays to its end.")] = 30000,
@@ -40,6 +48,8 @@ def train(
 
     The data are word problems, drawn as they are needed, and the restaurant descriptions of E2E.
     """
+    if context.invoked_subcommand is not None:
+        return
     if kind not in ("dllm", "ar"):
         raise suggest(kind, ("dllm", "ar"), "kind")
     if steps < 1 or eval_every < 0:
@@ -62,6 +72,63 @@ def train(
         trainer.start_from(init)
     print(f"{kind}: {'resumed at step ' + str(trainer.step) if resumed else 'from the start'}, in {out}", flush=True)
     follow(trainer, measure(tokenizer, e2e) if eval_every else None, eval_every)
+
+
+@app.command("joint")
+def joint(
+    *,
+    model: Annotated[str, typer.Option(help="The dLLM whose sampler it is; its weights stay as they are.")] = "dllm",
+    steps: Annotated[int, typer.Option(help="Length of the run; the learning rate decays to its end.")] = 3000,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is resumed.")] = Path("runs/joint"),
+    e2e: Annotated[Path | None, typer.Option(help="Folder of the E2E data; without it, word problems alone.")] = None,
+    runs: Annotated[int, typer.Option(help="Runs of the model that are recorded of each task.")] = 1024,
+    k: Annotated[int, typer.Option(help="Tokens a forward to train for.")] = 8,
+    seed: Annotated[int, typer.Option(help="Decides weights, prompts and windows.")] = 0,
+) -> None:
+    """Train a joint sampler: a layer that draws dependent tokens from one forward.
+
+    It learns from runs of the model itself, one token a step. The finished sampler is the folder `sampler` in --out.
+    """
+    for name, value, least in (("steps", steps, 1), ("runs", runs, 8), ("k", k, 2)):
+        if value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}")
+    import torch
+
+    from unmask.generate import load
+    from unmask.train.export import export_sampler
+    from unmask.train.joint import JointConfig, JointTrainer
+
+    loaded = load(model, dtype="bfloat16")
+    if loaded.network.config.autoregressive:
+        raise UserError(f"a joint sampler draws for a masked model, and {model} is autoregressive")
+    torch.set_num_threads(1)
+    config, data = _recorded(loaded, JointConfig(steps=steps, seed=seed, k=k, runs=runs), e2e)
+    trainer = JointTrainer(config, loaded.network, data, out)
+    print(f"joint sampler: {f'resumed at step {trainer.step}' if trainer.resume() else 'from the start'}, in {out}")
+    follow(trainer, None, 1)
+    card = export_sampler(trainer, out / "sampler")
+    print(f"{out / 'sampler'}: {card['parameters']:,} parameters; use it by --sampler {out / 'sampler'}")
+
+
+def _recorded(loaded: Model, config: JointConfig, e2e: Path | None) -> tuple[JointConfig, list[Trajectories]]:
+    """The configuration, which names base and data, and the model's own runs."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from unmask.models.joint import digest
+    from unmask.train import trajectories
+
+    chosen = trajectories.sources(e2e)
+    told = ", ".join(f"{s.task} in blocks of {s.block} at temperature {s.temperature:g}" for s in chosen)
+    config = replace(config, base=digest(loaded.network), data=told)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("recording", total=config.runs * len(chosen))
+        size = {"count": config.runs, "seed": config.seed, "e2e": e2e}
+        advance = partial(bar.advance, task)
+        data = trajectories.collect(loaded.network, loaded.tokenizer, chosen, **size, on_row=advance)
+    return config, data
 
 
 def measure(tokenizer: Any, e2e: Path) -> Callable[[Any], dict[str, float]]:

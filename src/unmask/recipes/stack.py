@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from unmask.decode.algebra import TERMS, Pick, Rule, Where, as_pick
+from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.early import Prefer
 from unmask.decode.expression import parse
@@ -60,7 +61,7 @@ class Use:
 
 
 def is_stack(text: str) -> bool:
-    """Is it levers joined by `+`, or one lever whose name is no word of the rules?"""
+    """Is it levers joined by `+`, or one lever whose name is no rule that could stand for itself?"""
     if len(list(_pieces(text))) > 1:
         return True
     try:
@@ -68,7 +69,8 @@ def is_stack(text: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return node.func.id not in TERMS and node.func.id != "Recipe"
+        word = TERMS.get(node.func.id)
+        return node.func.id != "Recipe" and (word is None or (isinstance(word, type) and issubclass(word, Belief)))
     return isinstance(node, ast.Name) and node.id in levers()
 
 

@@ -293,6 +293,7 @@ class Case:
     recipe: Recipe
     canvases: tuple[Canvas, ...]
     guide: Transformer | None
+    sampler: JointSampler | None = None
 
     @property
     def holes(self) -> int:
@@ -317,7 +318,8 @@ def prepare(model: Model, names: Sequence[str], prompts: Sequence[str], settings
             for at in range(0, len(prompts), ROWS)
         ]
         guide = model.guide(settings.guide) if recipe.guided else None
-        cases.append(Case(name, recipe, tuple(job.canvas for job in jobs), guide))
+        sampler = model.sampler(settings.sampler) if recipe.joint and recipe.joint.k > 1 else None
+        cases.append(Case(name, recipe, tuple(job.canvas for job in jobs), guide, sampler))
     return cases
 
 
@@ -344,7 +346,8 @@ def measure(
         def told(now: Canvas, goal: int = before + holes) -> None:
             on_cells(goal - int(now.masked.sum()))
 
-        found = verify(model.network, case.recipe, canvas, guide=case.guide, on_step=told)
+        second = {"guide": case.guide, "sampler": case.sampler}
+        found = verify(model.network, case.recipe, canvas, **second, on_step=told)
         steps, final = (_numbered(records, number * ROWS) for records in found)
         rows, last, before = rows + steps, last + final, before + holes
         for record in steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask.errors import UserError
+from unmask.models.joint import save_sampler
 from unmask.models.load import save_checkpoint
 from unmask.models.transformer import Transformer
+from unmask.train.joint import JointTrainer
 from unmask.train.loop import TrainConfig
 from unmask.train.run import read_state
 
@@ -60,6 +63,30 @@ def describe(state: dict[str, Any], model: Transformer) -> dict[str, Any]:
         "curve": curve,
         "accuracy": [],
     }
+
+
+def export_sampler(trainer: JointTrainer, out: Path) -> dict[str, Any]:
+    """Write the sampler of a finished run as a folder `out` with its card; returns the card."""
+    c = trainer.config
+    save_sampler(trainer.model, out, base=c.base)
+    card = {
+        "kind": "joint sampler",
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "base": c.base,
+        "trained": {
+            "config": asdict(c),
+            "steps_done": trainer.step,
+            "tokens": trainer.tokens,
+            "minutes": round(trainer.seconds / 60, 1),
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, one CPU thread",
+        },
+        "data": f"the base's own runs: {c.data}",
+        "licence": "Apache-2.0",
+        "curve": [{k: r[k] for k in ("step", "loss")} for r in _log({"log": str(trainer.folder / "log.jsonl")})],
+    }
+    write_card(out, card)
+    return card
 
 
 def _log(state: dict[str, Any]) -> list[dict[str, Any]]:

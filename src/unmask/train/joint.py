@@ -115,6 +115,21 @@ def seen_cells(base: Transformer, runs: Trajectories, rows: Tensor) -> Tensor:
     return visible if allowed is None else visible & allowed[:, None]
 
 
+def surprise(base: Transformer, runs: Trajectories, *, batch: int = 128) -> Tensor:
+    """[N, T]: how far each step's token moved what the base believes of undecided cells, mean KL in nats."""
+    found = torch.zeros(runs.hidden.shape[:2])
+    for first in range(0, len(found), batch):
+        rows, before = torch.arange(first, min(first + batch, len(found))), None
+        for step in range(found.shape[1]):
+            now = base.head_of(runs.hidden[rows, step]).float().log_softmax(-1)
+            if before is not None:
+                open_ = runs.state(rows, torch.full_like(rows, step))[1]
+                moved = F.kl_div(before, now, log_target=True, reduction="none").sum(-1) * open_
+                found[rows, step - 1] = moved.sum(1) / open_.sum(1).clamp(min=1) * (step < runs.steps[rows])
+            before = now
+    return found
+
+
 @dataclass(frozen=True)
 class JointConfig:
     """Everything that decides a run."""
@@ -125,19 +140,23 @@ class JointConfig:
     """Tokens a forward to train for: up to k - 1 sampler steps are unrolled."""
     further: float = 0.6
     """Each further unrolled step is this much as likely as the one before (the published code: 0.5)."""
-    hidden_weight: float = 1.0
-    gain: float = 0.5
-    rows: int = 48
+    plain: float = 0.2
+    """The share of windows drawn evenly; the others follow `surprise`: nearly all steps change nearly nothing."""
+    hidden_weight: float = 0.0
+    gain: float = 0.2
+    rows: int = 32
     """Rows a step."""
-    runs: int = 4096
-    """Trajectories of each task."""
+    runs: int = 1024
+    """Runs recorded of each task."""
     muon_lr: float = 0.01
-    adam_lr: float = 0.005
-    decay: float = 0.6
+    adam_lr: float = 0.003
+    decay: float = 0.8
     save_every: int = 500
     keep: tuple[float, ...] = ()
     base: str = ""
     """Digest of the base's weights, which a sampler belongs to."""
+    data: str = ""
+    """What the trajectories are of."""
 
 
 class JointTrainer(Run):
@@ -148,19 +167,36 @@ class JointTrainer(Run):
 
     def __init__(self, config: JointConfig, base: Transformer, runs: Sequence[Trajectories], folder: Path) -> None:
         model = JointSampler(base.config).initialise(config.seed, gain=config.gain)
-        rates = {"within": "", "decay": 0.0}
-        super().__init__(config, folder, model, optim.build(model, config.muon_lr, config.adam_lr, **rates))
+        super().__init__(
+            config, folder, model, optim.build(model, config.muon_lr, config.adam_lr, within="", decay=0.0)
+        )
         self.base, self.runs = base.requires_grad_(False).eval(), runs
+        self.chances = [self._chances(data) for data in runs]
+
+    def _chances(self, runs: Trajectories) -> Tensor:
+        """[N * T]: how often a window shall hold each step."""
+        share = self.config.plain
+        inside = (torch.arange(runs.hidden.shape[1]) < runs.steps[:, None] - 1).float().flatten()
+        moved = inside if share == 1 else surprise(self.base, runs).flatten() * inside + 1e-9
+        return share * inside / inside.sum() + (1 - share) * moved / moved.sum()
+
+    def _window(self, data: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """(rows, first steps, draws) of a batch: the drawn step lies anywhere in its window, all rows have as many."""
+        c, runs = self.config, self.runs[data]
+        draws = int(torch.multinomial(c.further ** torch.arange(max(1, c.k - 1)), 1, generator=draw)) + 1
+        at = torch.multinomial(self.chances[data], c.rows, replacement=True, generator=draw)
+        rows, step = at // runs.hidden.shape[1], at % runs.hidden.shape[1]
+        last = runs.steps[rows] - 1
+        draws = min(draws, int(last.min()))
+        start = step - (torch.rand(c.rows, generator=draw) * draws).long()
+        return rows, start.clamp(min=0).minimum(last - draws), draws
 
     def train_step(self) -> float:
         """One batch of trajectories of one task, one update; returns the loss in nats a cell."""
         c, draw = self.config, torch.Generator().manual_seed(self.config.seed * 2_000_003 + self.step)
-        runs = self.runs[self.step % len(self.runs)]
-        chances = c.further ** torch.arange(max(1, c.k - 1))
-        draws = int(torch.multinomial(chances, 1, generator=draw)) + 1
-        rows = (runs.steps > draws).nonzero()[:, 0]
-        rows = rows[torch.randint(len(rows), (c.rows,), generator=draw)]
-        start = (torch.rand(c.rows, generator=draw) * (runs.steps[rows] - draws)).long()
+        data = self.step % len(self.runs)
+        rows, start, draws = self._window(data, draw)
+        runs = self.runs[data]
         value = loss(self.base, self.model, runs, rows, start, draws=draws, hidden_weight=c.hidden_weight)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -29,6 +29,12 @@ def path(name: str = NAMES[0]) -> Path:
     return found
 
 
+def sampler(name: str = NAMES[0]) -> Path | None:
+    """The directory of the joint sampler that was trained for an embedded model, or None."""
+    found = Path(__file__).parent / f"{name}-joint"
+    return found if (found / "config.json").is_file() else None
+
+
 def card(name: str = NAMES[0]) -> dict[str, Any]:
     """What is known about an embedded model: how it was trained and how well it does, as measured."""
     file = path(name) / "card.json"
