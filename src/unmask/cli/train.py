@@ -78,10 +78,10 @@ def train(
 def joint(
     *,
     model: Annotated[str, typer.Option(help="The dLLM whose sampler it is; its weights stay as they are.")] = "dllm",
-    steps: Annotated[int, typer.Option(help="Length of the run; the learning rate decays to its end.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Length of the run; the learning rate decays to its end.")] = 2500,
     out: Annotated[Path, typer.Option(help="Folder of the run; a run found there is resumed.")] = Path("runs/joint"),
     e2e: Annotated[Path | None, typer.Option(help="Folder of the E2E data; without it, word problems alone.")] = None,
-    runs: Annotated[int, typer.Option(help="Runs of the model that are recorded of each task.")] = 1024,
+    runs: Annotated[int, typer.Option(help="Runs of the model that are recorded on word problems.")] = 6144,
     k: Annotated[int, typer.Option(help="Tokens a forward to train for.")] = 8,
     seed: Annotated[int, typer.Option(help="Decides weights, prompts and windows.")] = 0,
 ) -> None:
@@ -124,7 +124,7 @@ def _recorded(loaded: Model, config: JointConfig, e2e: Path | None) -> tuple[Joi
     told = ", ".join(f"{s.task} in blocks of {s.block} at temperature {s.temperature:g}" for s in chosen)
     config = replace(config, base=digest(loaded.network), data=told)
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("recording", total=config.runs * len(chosen))
+        task = bar.add_task("recording", total=sum(trajectories.share(i, config.runs) for i in range(len(chosen))))
         size = {"count": config.runs, "seed": config.seed, "e2e": e2e}
         advance = partial(bar.advance, task)
         data = trajectories.collect(loaded.network, loaded.tokenizer, chosen, **size, on_row=advance)

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.decode import Canvas, Recipe, cat, decode
+from unmask.decode import Canvas, Draft, Recipe, cat, decode
 from unmask.denoise import Draws, dress
-from unmask.denoise.jointly import Jointly
 from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
 from unmask.train import optim
@@ -21,7 +20,7 @@ from unmask.train.run import Run
 
 @dataclass(frozen=True)
 class Trajectories:
-    """One-token-a-step runs of a model, N rows of L cells, with what it thought at each of up to T steps.
+    """One-token-a-step runs of a model, N rows of L cells, of up to T steps.
 
     A finished canvas tells its own story: after t steps a cell is undecided if `decided_at` is above t.
     """
@@ -32,8 +31,8 @@ class Trajectories:
     origin: Tensor
     steps: Tensor
     """[N]: forwards of the row."""
-    hidden: Tensor
-    """[N, T, L, D]: the last hidden states from which each cell was predicted after t steps."""
+    surprise: Tensor
+    """[N, T]: how far step t moved what the model believes of the cells still undecided, mean KL in nats."""
     mask_id: int
 
     def state(self, rows: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,27 +50,37 @@ def record(
     batch: int = 64,
     on_row: Callable[[int], object] = lambda count: None,
 ) -> Trajectories:
-    """The base's own runs from `canvas`, one token a step, and what it thought on the way.
+    """The base's own runs from `canvas`, one token a step. `on_row` is told how many rows are done.
 
-    `order` says which token comes next; it takes what `joint(1)` draws. `on_row` is told how many rows are done.
+    `order` says which token comes next; it takes what `joint(1)` draws.
     """
     (count, width), steps = canvas.tokens.shape, int(canvas.masked.sum(1).max())
-    hidden = torch.zeros(count, steps, width, base.config.d_model, dtype=base.dtype)
-    ends = []
+    moved, ends = torch.zeros(count, steps), []
     for first in range(0, count, batch):
-        part = replace(canvas[first : first + batch], slot=torch.arange(len(canvas[first : first + batch])))
-        draws = Draws(temperature=temperature)
-        denoise = dress(base, order, slots=len(part), length=width, draws=draws)
-        assert isinstance(denoise, Jointly)
-        denoise.plain.keep_hidden()
-        for number, (after, event) in enumerate(decode(denoise, order, before := part)):
-            hidden[first : first + batch, number] = denoise.plain.hidden(before, event.draft)[0]
-            before = part = after
+        part = canvas[first : first + batch]
+        part = replace(part, slot=torch.arange(len(part)))
+        denoise = dress(base, order, slots=len(part), length=width, draws=Draws(temperature=temperature))
+        before = None
+        for number, (after, event) in enumerate(decode(denoise, order, part)):
+            now = event.draft
+            if before is not None:
+                moved[first : first + batch, number - 1] = surprise(before, now)
+            before, part = now, after
         ends.append(part)
         on_row(len(part))
     end = cat(ends)
     never = torch.where(end.masked, torch.iinfo(torch.int64).max, end.decided_at)
-    return Trajectories(end.tokens, never, end.valid, end.origin, end.step, hidden, end.mask_id)
+    return Trajectories(end.tokens, never, end.valid, end.origin, end.step, moved, end.mask_id)
+
+
+def surprise(before: Draft, now: Draft) -> Tensor:
+    """[B]: mean over the cells that are fresh in both drafts of KL(now || before) in nats; 0 where there is none."""
+    both = before.fresh & now.fresh
+    old, new = (d.logits[both.flatten()[d.at]].float().log_softmax(-1) for d in (before, now))
+    banned = new == -torch.inf
+    apart = (new.exp() * (new - old).masked_fill(banned, 0)).sum(-1)
+    cells = torch.zeros(both.shape).masked_scatter(both, apart)
+    return cells.sum(1) / both.sum(1).clamp(min=1)
 
 
 def loss(
@@ -91,7 +100,7 @@ def loss(
     steps after it. The base is frozen.
     """
     visible = seen_cells(base, runs, rows)
-    hidden, target = runs.hidden[rows, start], runs.hidden[rows, start + draws]
+    hidden, target = (read(base, runs, rows, start + d) for d in (0, draws))
     rope = base.rope(hidden.shape[1], None, hidden.dtype)
     for turn in range(1, draws + 1):
         token, open_ = runs.state(rows, start + turn)
@@ -106,6 +115,19 @@ def loss(
     return distance + hidden_weight * F.smooth_l1_loss(hidden[own].float(), target[own].float())
 
 
+@torch.no_grad()
+def read(base: Transformer, runs: Trajectories, rows: Tensor, step: Tensor) -> Tensor:
+    """The base's hidden states [B, L, D] from which each cell is predicted after `step` [B] steps."""
+    seen: list[Tensor] = []
+    tokens, width = runs.state(rows, step)[0], runs.tokens.shape[1]
+    index = torch.arange(width).expand(len(rows), -1)
+    visible = runs.valid[rows][:, None, None, :].expand(-1, 1, width, -1)
+    allowed = base.config.layout.visible(index, index, runs.origin[rows])
+    visible = visible if allowed is None else visible & allowed[:, None]
+    base(tokens, visible=visible, need=torch.zeros(1, dtype=torch.int64), tap=seen.append)
+    return seen[0].roll(1, 1) if base.config.shift else seen[0]
+
+
 def seen_cells(base: Transformer, runs: Trajectories, rows: Tensor) -> Tensor:
     """[B, 1, L, L] bool: the cells that each cell may look at in the sampler's layer: those with a hidden state."""
     index = torch.arange(runs.tokens.shape[1]).expand(len(rows), -1)
@@ -115,26 +137,11 @@ def seen_cells(base: Transformer, runs: Trajectories, rows: Tensor) -> Tensor:
     return visible if allowed is None else visible & allowed[:, None]
 
 
-def surprise(base: Transformer, runs: Trajectories, *, batch: int = 128) -> Tensor:
-    """[N, T]: how far each step's token moved what the base believes of undecided cells, mean KL in nats."""
-    found = torch.zeros(runs.hidden.shape[:2])
-    for first in range(0, len(found), batch):
-        rows, before = torch.arange(first, min(first + batch, len(found))), None
-        for step in range(found.shape[1]):
-            now = base.head_of(runs.hidden[rows, step]).float().log_softmax(-1)
-            if before is not None:
-                open_ = runs.state(rows, torch.full_like(rows, step))[1]
-                moved = F.kl_div(before, now, log_target=True, reduction="none").sum(-1) * open_
-                found[rows, step - 1] = moved.sum(1) / open_.sum(1).clamp(min=1) * (step < runs.steps[rows])
-            before = now
-    return found
-
-
 @dataclass(frozen=True)
 class JointConfig:
     """Everything that decides a run."""
 
-    steps: int = 3000
+    steps: int = 2500
     seed: int = 0
     k: int = 8
     """Tokens a forward to train for: up to k - 1 sampler steps are unrolled."""
@@ -146,8 +153,8 @@ class JointConfig:
     gain: float = 0.2
     rows: int = 32
     """Rows a step."""
-    runs: int = 1024
-    """Runs recorded of each task."""
+    runs: int = 6144
+    """Runs recorded of the first task; of the others a third as many."""
     muon_lr: float = 0.01
     adam_lr: float = 0.003
     decay: float = 0.8
@@ -176,8 +183,8 @@ class JointTrainer(Run):
     def _chances(self, runs: Trajectories) -> Tensor:
         """[N * T]: how often a window shall hold each step."""
         share = self.config.plain
-        inside = (torch.arange(runs.hidden.shape[1]) < runs.steps[:, None] - 1).float().flatten()
-        moved = inside if share == 1 else surprise(self.base, runs).flatten() * inside + 1e-9
+        inside = (torch.arange(runs.surprise.shape[1]) < runs.steps[:, None] - 1).float().flatten()
+        moved = runs.surprise.flatten() * inside + 1e-9
         return share * inside / inside.sum() + (1 - share) * moved / moved.sum()
 
     def _window(self, data: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:
@@ -185,7 +192,7 @@ class JointTrainer(Run):
         c, runs = self.config, self.runs[data]
         draws = int(torch.multinomial(c.further ** torch.arange(max(1, c.k - 1)), 1, generator=draw)) + 1
         at = torch.multinomial(self.chances[data], c.rows, replacement=True, generator=draw)
-        rows, step = at // runs.hidden.shape[1], at % runs.hidden.shape[1]
+        rows, step = at // runs.surprise.shape[1], at % runs.surprise.shape[1]
         last = runs.steps[rows] - 1
         draws = min(draws, int(last.min()))
         start = step - (torch.rand(c.rows, generator=draw) * draws).long()
@@ -194,7 +201,7 @@ class JointTrainer(Run):
     def train_step(self) -> float:
         """One batch of trajectories of one task, one update; returns the loss in nats a cell."""
         c, draw = self.config, torch.Generator().manual_seed(self.config.seed * 2_000_003 + self.step)
-        data = self.step % len(self.runs)
+        data = int(torch.multinomial(torch.tensor([float(len(r.tokens)) for r in self.runs]), 1, generator=draw))
         rows, start, draws = self._window(data, draw)
         runs = self.runs[data]
         value = loss(self.base, self.model, runs, rows, start, draws=draws, hidden_weight=c.hidden_weight)

@@ -30,13 +30,8 @@ class Source:
         return Recipe(everything, Blocks(self.block) >> drawn, stop=filled | ended, beliefs=(Joint(1),))
 
 
-SOURCES = (
-    Source("problems", 24, 8),
-    Source("problems", 24, 24),
-    Source("restaurants", 40, 8),
-    Source("restaurants", 40, 40, 0.7),
-)
-"""By blocks and over the whole response; texts of which there are many right ones are drawn, sums are not."""
+SOURCES = (Source("problems", 24, 8), Source("restaurants", 40, 8, 0.7))
+"""Texts of which there are many right ones are drawn, sums are not."""
 
 
 def sources(e2e: Path | None) -> tuple[Source, ...]:
@@ -54,6 +49,11 @@ def prompts(source: Source, count: int, seed: int, e2e: Path | None) -> list[str
     return rows[seed % step :: step][:count]
 
 
+def share(number: int, count: int) -> int:
+    """How many runs source `number` has where the first has `count`."""
+    return count if number == 0 else -(-count // 3)
+
+
 def collect(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -64,10 +64,11 @@ def collect(
     e2e: Path | None = None,
     on_row: Callable[[int], object] = lambda count: None,
 ) -> list[Trajectories]:
-    """`count` runs of each source. They are a function of the seed, so a resumed run makes the same ones again."""
+    """`count` runs of the first source, a third as many of the others. A function of the seed: a resumed run makes the
+    same ones again."""
     found = []
     for number, source in enumerate(chosen):
-        texts = prompts(source, count, seed + number, e2e)
+        texts = prompts(source, share(number, count), seed + number, e2e)
         ids = sorted(([*tokenizer.encode(t), SEP] for t in texts), key=len)
         c, seeds = model.config, [seed * 1_000_003 + number * count + i for i in range(len(ids))]
         canvas = Canvas.new(ids, source.length, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds)
