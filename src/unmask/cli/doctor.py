@@ -75,7 +75,9 @@ def _models() -> dict[str, int]:
 
     from unmask import zoo
 
-    files = {name: Path(zoo.__file__).parent / name / "model.safetensors" for name in zoo.NAMES}
+    folders = {name: Path(zoo.__file__).parent / name for name in zoo.NAMES}
+    folders |= {folder.name: folder for name in zoo.NAMES if (folder := zoo.sampler(name))}
+    files = {name: folder / "model.safetensors" for name, folder in folders.items()}
     return {name: file.stat().st_size if file.is_file() else 0 for name, file in files.items()}
 
 

@@ -15,10 +15,13 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from unmask import zoo
+from unmask.decode import Recipe
 from unmask.errors import UserError, suggest
+from unmask.models.joint import load_sampler
 from unmask.models.load import Loaded, load_checkpoint
+from unmask.models.transformer import Transformer
 from unmask.study import tasks
-from unmask.study.evaluate import Result, evaluate, recipe_for
+from unmask.study.evaluate import Result, Seconds, evaluate, recipe_for
 from unmask.study.results import Results
 
 COLUMNS = {
@@ -32,7 +35,7 @@ COLUMNS = {
 class Settings:
     """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model.
 
-    `guide` is loaded if a recipe asks for a second opinion.
+    `guide`, and the joint sampler of the folder `sampler`, are loaded if a recipe asks for a second opinion.
     """
 
     model: str = "dllm"
@@ -44,6 +47,7 @@ class Settings:
     dtype: str = "float32"
     e2e: str = ""
     guide: str = "twin"
+    sampler: str = ""
     seed: int = 0
 
 
@@ -70,7 +74,9 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
     ]
     console = Console(stderr=as_json)
     found = []
-    told = replace(settings, e2e=Path(settings.e2e).name)  # the folder, not where a machine keeps it
+    told = replace(
+        settings, e2e=Path(settings.e2e).name, sampler=Path(settings.sampler).name
+    )  # not where they are kept
     with (
         Results.create(f"evaluate-{Path(settings.model).name}", told, root, seeds=settings.seed) as out,
         Progress(console=console) as bar,
@@ -79,8 +85,8 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
         for task, name in jobs:
             bar.update(doing, description=f"{task.name}, {name}")
             recipe = recipe_for(loaded.model, name, task.length, block=settings.block)
-            guide = load(settings.guide, settings.dtype)[0].model if recipe.guided else None
-            result = evaluate(loaded.model, tokenizer, task, recipe, name=name, batch=settings.batch, guide=guide)
+            second = seconds(settings, recipe, loaded.model)
+            result = evaluate(loaded.model, tokenizer, task, recipe, name=name, batch=settings.batch, second=second)
             for row in result.rows:
                 out.row({"task": task.name, "recipe": name, **row})
             found.append(summary(result, repr(recipe)))
@@ -90,6 +96,14 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
         fill_card(loaded.directory, found, folder.name)
     print(json.dumps({"rows": found, "results": str(folder)})) if as_json else show(console, found, folder)
     return 0
+
+
+def seconds(settings: Settings, recipe: Recipe, model: Transformer) -> Seconds:
+    """The guide and the joint sampler that a recipe asks for; an embedded dLLM has a sampler of its own."""
+    guide = load(settings.guide, settings.dtype)[0].model if recipe.guided else None
+    folder = settings.sampler or zoo.sampler(settings.model)
+    drawn = recipe.joint is not None and recipe.joint.k > 1 and folder is not None
+    return Seconds(guide, load_sampler(folder, model) if drawn and folder else None)
 
 
 def summary(result: Result, expression: str) -> dict[str, Any]:
