@@ -247,6 +247,31 @@ def bench(folder: str) -> str:
     return head + table([*heads, "forwards", "positions", "tokens a forward", "useful tokens/s"], rows)
 
 
+def levers(folder: str = "") -> str:
+    """The summary of one folder that `unmask bench levers` wrote: `<!-- begin levers results/levers-... -->`."""
+    from unmask.study import levers_show as show
+
+    if not folder:
+        return "Not measured yet.\n"
+    run, summary = (json.loads((ROOT / folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "summary"))
+    plan, machine = run["config"], run["machine"]
+    told = (
+        f"{plan['items']} problems of the held-out split, batch 1, {plan['dtype']}, one thread of {machine['cpu']}, "
+        f"torch {machine['torch']}; seed {plan['seed']}, {summary['bootstrap']['draws']} resamples (`{folder}`). "
+        f"{show.LEGEND}\n\n"
+    )
+    cases = summary["cases"]
+    alone = [[one["case"], f"`{one['recipe']}`", *show.alone(one)] for one in cases]
+    parts = [table(["case", "recipe", *show.ALONE], alone)]
+    parts.append(table(["case", *show.PAIRED], [[one["case"], *show.paired(one)] for one in cases if one["paired"]]))
+    parts.append(table(list(show.QUESTIONS), show.answers(summary)))
+    parts.append(table(list(show.STACKS), show.stacks(summary)))
+    heads = ("Each case", "Each case over another", "Questions", "Do two levers multiply?")
+    body = "\n".join(f"### {head}\n\n{part}" for head, part in zip(heads, parts, strict=True))
+    left = "".join(f"- Left out: {one['case']} ({one['why']}).\n" for one in summary["skipped"])
+    return told + body + (f"\n{left}" if left else "")
+
+
 SECTIONS: dict[str, Callable[..., str]] = {
     "recipe_table": recipe_table,
     "recipe_texts": recipe_texts,
@@ -259,6 +284,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "rounds": rounds,
     "curve": curve,
     "bench": bench,
+    "levers": levers,
 }
 
 

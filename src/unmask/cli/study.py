@@ -1,4 +1,4 @@
-"""`unmask bench` and `unmask evaluate`: what a step costs, and how often the answer is right."""
+"""`unmask bench` and `unmask evaluate`: what a step and a lever cost, and how often the answer is right."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
+from unmask.errors import UserError
 
+app = typer.Typer(
+    help="Measure what a step costs: the forward, and the rest. Or what each lever is worth.", rich_markup_mode=None
+)
+
+
+@app.callback(invoke_without_command=True)
 def bench(
+    context: typer.Context,
     *,
     recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Measure these only.")] = None,
     prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 8,
@@ -20,7 +28,11 @@ def bench(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
 ) -> None:
-    """Measure what a step costs: the forward, and the rest."""
+    """Measure what a step costs, unless a command behind it measures something else."""
+    if context.invoked_subcommand is not None:
+        _unused(context)
+        return
+
     from unmask.study.bench import main
 
     named = recipes or None
@@ -38,6 +50,41 @@ def bench(
     raise typer.Exit(code or 0)
 
 
+def _unused(context: typer.Context) -> None:
+    """UserError for an option of the group in front of a command, which would say nothing there."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            word, command = parameter.opts[0], context.invoked_subcommand
+            raise UserError(f"{word} before {command} is for `unmask bench` alone; write it behind {command}")
+
+
+@app.command()
+def levers(
+    *,
+    cases: Annotated[list[str] | None, typer.Option("--case", help="Measure these only.")] = None,
+    items: Annotated[int, typer.Option(help="Held-out problems.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the problems, the order and the bootstrap.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    quick: Annotated[bool, typer.Option("--quick", help="A few problems.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against speed: .png or .svg.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
+) -> None:
+    """Measure what each lever is worth, alone and stacked: accuracy, forwards and speed on held-out problems."""
+    from unmask.cli import write
+
+    write.check(plot)
+    if plot is not None:
+        from unmask.study import levers_plot
+
+        levers_plot.check(plot)
+    from unmask.study.levers import main
+
+    code = main(cases=cases or None, items=items, seed=seed, dtype=dtype, quick=quick, json=json, plot=plot, out=out)
+    raise typer.Exit(code or 0)
+
+
 def evaluate(
     *,
     model: Annotated[str, typer.Option(help="dllm, twin, or a folder that `unmask train` made.")] = "dllm",
@@ -48,6 +95,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     guide: Annotated[str, typer.Option(help="Autoregressive model that guided recipes ask.")] = "twin",
+    sampler: Annotated[str, typer.Option(help="Folder of a joint sampler; the embedded dLLM has one.")] = "",
     e2e: Annotated[str, typer.Option(help="Folder of the E2E data, for the restaurants task.")] = "",
     card: Annotated[bool, typer.Option("--card", help="Write the accuracy into the model's card.json.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
@@ -59,6 +107,7 @@ def evaluate(
     from unmask.study.cards import Settings, main
 
     settings = Settings(model=model, items=items, block=block, batch=batch, dtype=dtype, e2e=e2e, guide=guide)
+    settings = replace(settings, sampler=sampler)
     settings = replace(settings, tasks=tuple(tasks) if tasks else settings.tasks)
     settings = replace(settings, recipes=tuple(recipes) if recipes else settings.recipes)
     raise typer.Exit(main(settings, as_json=json, card=card, root=out) or 0)

@@ -22,6 +22,15 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
+class Embedding(nn.Embedding):
+    """A table of vectors that is not drawn on the meta device, where that alone would import a compiler (a second)."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, if they are in memory."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with fp32 statistics (Zhang and Sennrich 2019)."""
 
@@ -132,7 +141,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.embed = nn.Embedding(c.vocab_size, c.d_model)
+        self.embed = Embedding(c.vocab_size, c.d_model)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.d_model, c.norm_eps)
         self.head = None if c.tied else Linear(c.d_model, c.vocab_size, bias=False)

@@ -17,6 +17,8 @@ Estimate = dict[str, float | None]
 """`value`, and the `low` and `high` end of its interval; None for what cannot be told (nothing divided by nothing)."""
 DRAWS = 2000
 LEVEL = 95
+SAVED = {"time": "seconds", "forwards": "forwards"}
+"""What a lever saves, and the column that has it."""
 COLUMNS = ("right", "exact", "forwards", "positions", "tokens", "useful_tokens", "seconds", "one")
 
 
@@ -98,19 +100,23 @@ def line(case: Case, rows: Sequence[Row], boot: Bootstrap) -> Row:
         "positions": boot.estimate(share(sums["positions"], sums["one"])),
         "tokens_per_forward": boot.estimate(share(sums["tokens"], sums["forwards"])),
         "useful_tokens_per_second": boot.estimate(speed(sums)),
+        "milliseconds": boot.estimate(1e3 * share(sums["seconds"], sums["one"])),
         "helpers": mean,
     }
 
 
 def against(one: dict[str, Numbers], other: dict[str, Numbers], boot: Bootstrap) -> Row:
-    """Two cases on the same items, from their sums: a difference of accuracies, ratios of speed and of forwards."""
+    """Two cases on the same items, from their sums: a difference of accuracies, ratios of speed, time and forwards.
+
+    `speed` is that of useful tokens, `time` that of problems, in which a case gains that leaves thinking unwritten.
+    """
     found = {
         "accuracy": boot.estimate(share(one["right"] - other["right"], one["one"])),
         "speed": boot.estimate(share(speed(one), speed(other))),
+        "time": boot.estimate(share(other["seconds"], one["seconds"])),
         "forwards": boot.estimate(share(one["forwards"], other["forwards"])),
     }
-    nulls = {"accuracy": 0.0, "speed": 1.0, "forwards": 1.0}
-    return {key: {**estimate, "verdict": verdict(estimate, nulls[key])} for key, estimate in found.items()}
+    return {key: {**one, "verdict": verdict(one, float(key != "accuracy"))} for key, one in found.items()}
 
 
 def compared(asked: Comparison, one: dict[str, Numbers], other: dict[str, Numbers], boot: Bootstrap) -> Row:
@@ -122,10 +128,10 @@ def compared(asked: Comparison, one: dict[str, Numbers], other: dict[str, Number
 
 
 def interaction(asked: Interaction, sums: dict[str, dict[str, Numbers]], boot: Bootstrap) -> Row:
-    """I = ln S(both) - ln S(one) - ln S(other), with S a gain over the base: in speed, and in forwards saved."""
+    """I = ln S(both) - ln S(one) - ln S(other), with S a gain over the base in speed, time or forwards."""
     four = [sums[name] for name in (asked.stack, asked.one, asked.other, asked.base)]
     found: Row = {"stack": asked.stack, "one": asked.one, "other": asked.other, "base": asked.base}
-    rates = {"speed": [log(speed(s)) for s in four], "forwards": [-log(s["forwards"]) for s in four]}
+    rates = {"speed": [log(speed(s)) for s in four], **{k: [-log(s[c]) for s in four] for k, c in SAVED.items()}}
     for key, (both, one, other, base) in rates.items():
         estimate = boot.estimate(both - one - other + base)
         found[key] = {**estimate, "verdict": overlap(estimate)}
