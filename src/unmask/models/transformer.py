@@ -54,11 +54,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, fp32 [max_positions, head_dim / 2]."""
-    power = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    power = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim
     frequency = config.rope_theta**-power
     if config.rope_scaling is not None:
         frequency = config.rope_scaling.apply(frequency)
-    angle = torch.outer(torch.arange(config.max_positions, dtype=torch.float64), frequency)
+    angle = torch.outer(torch.arange(config.max_positions, dtype=torch.float64, device="cpu"), frequency)
     return angle.cos().float(), angle.sin().float()
 
 
