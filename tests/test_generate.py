@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -323,3 +324,14 @@ def test_embedded_lengths():
 )
 def test_recipe_settings_are_accepted_by_their_own_names(model, setting):
     assert model.generate("Tom has 3 apples .", length=24, **setting).recipe is not None
+
+
+def test_edit_goes_on_after_its_end_until_nothing_changes(model):
+    out = model.generate(PROMPT, recipe="edit", length=20, block=8)
+    assert out.recipe.stop == recipes.get("edit").stop
+    eager = model.generate(PROMPT, recipe=replace(out.recipe, stop=out.recipe.stop | ended), length=20)
+    assert out.forwards >= eager.forwards
+    canvas = out.canvas
+    text = canvas.position <= canvas.first(canvas.ended)[:, None]
+    last = int(canvas.decided_at.masked_fill(~text, 0).max())
+    assert last < out.forwards or not (canvas.revocable & text).any()

@@ -17,6 +17,7 @@ from unmask.decode.blocks import After, Blocks, Quota
 from unmask.decode.expression import rule_at
 from unmask.decode.pick import DreamQuota, Leftmost, Scattered
 from unmask.decode.recipe import PARTS
+from unmask.decode.revise import Calm
 from unmask.decode.where import Ended
 from unmask.denoise import Draws
 from unmask.denoise.penalties import biased, spelled
@@ -223,7 +224,7 @@ def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
     if isinstance(named, Recipe) and settings.rules:
         raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; a Recipe already holds its own")
     check(recipe, model, length)
-    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget | Decided) for r in recipe.stop.walk())
+    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget | Decided | Calm) for r in recipe.stop.walk())
     return recipe if open_end else replace(recipe, stop=recipe.stop | ended)
 
 

@@ -38,14 +38,17 @@ class Doubted(Pick):
 
 @dataclass(frozen=True, repr=False)
 class Calm(Rows):
-    """As a stop: the row is full and its last step decided and rewrote nothing, or no revision is left to spend."""
+    """As a stop: the text is complete, up to its end or the row's, and its last step decided and rewrote nothing of it,
+    or no revision is left to spend on it."""
 
     always = True  # or else a revision was just spent, of which there are finitely many
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        full = ~canvas.masked.any(1)
-        quiet = canvas.decided_at.amax(1) < canvas.step
-        return full & (quiet | ~canvas.revocable.any(1))
+        end = canvas.first(canvas.ended)[:, None]
+        text = canvas.position <= end
+        complete = ~(canvas.masked & text).any(1)
+        quiet = canvas.decided_at.masked_fill(~text, 0).amax(1) < canvas.step
+        return complete & (quiet | ~(canvas.revocable & text).any(1))
 
 
 doubted = Doubted
