@@ -195,6 +195,23 @@ def accuracy(found: list[dict[str, Any]]) -> str:
     return table(["task", "model", "recipe", "prompts", *shown.values(), *RATES.values()], rows)
 
 
+def sampler() -> str:
+    """How the joint sampler of the embedded dLLM came about, and its curve, from its card."""
+    file = ZOO / "dllm-joint" / "card.json"
+    if not file.is_file():
+        return "Not trained yet.\n"
+    card = json.loads(file.read_text(encoding="utf-8"))
+    made, c = card["trained"], card["trained"]["config"]
+    head = (
+        f"{card['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows in "
+        f"{made['minutes']:.0f} minutes ({made['machine']}), up to {c['k']} tokens a forward, on {c['runs']:,} recorded "
+        f"runs of word problems and a third as many of restaurants (seed {c['seed']}, Muon {c['muon_lr']}, Adam "
+        f"{c['adam_lr']}, decay {c['decay']}).\n\n"
+    )
+    rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(card["curve"], 10)]
+    return head + table(["step", "loss"], rows)
+
+
 def settings() -> str:
     """The canonical names that `generate` takes in Python."""
     from dataclasses import fields
@@ -283,6 +300,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "cards": cards,
     "rounds": rounds,
     "curve": curve,
+    "sampler": sampler,
     "bench": bench,
     "levers": levers,
 }

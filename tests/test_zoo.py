@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from unmask import zoo
+from unmask.decode import Canvas
+from unmask.models.joint import JointSampler, digest, load_sampler
 from unmask.models.load import load_checkpoint
 from unmask.study import tasks
 from unmask.study.cards import load
 from unmask.study.evaluate import evaluate, recipe_for
+from unmask.train.joint import loss, record
+from unmask.train.trajectories import SOURCES
+from unmask.train.vocabulary import SEP
 
 MEGABYTE = 1e6
 
@@ -54,3 +59,28 @@ def test_accuracy_is_what_the_card_says(name: str, recipe: str) -> None:
     spread = 3 * (max(said["right"] * (1 - said["right"]), 0.02) / 64) ** 0.5
     assert abs(found.scores["right"] - said["right"]) <= spread
     assert abs(found.forwards - said["forwards"]) <= 0.25 * said["forwards"]
+
+
+def test_the_joint_sampler_is_the_dllms_and_nearer_to_it_than_none() -> None:
+    """On runs of held-out problems, the sampler's divergence from the model run again is below the marginal sampler's."""
+    torch.set_num_threads(1)
+    loaded, tokenizer = load("dllm", "bfloat16")
+    folder = zoo.sampler("dllm")
+    assert folder is not None
+    sampler = load_sampler(folder, loaded.model)
+    card = json.loads((folder / "card.json").read_text())
+    assert card["parameters"] == sum(p.numel() for p in sampler.parameters())
+    assert card["base"] == digest(loaded.model) and card["curve"]
+    c = loaded.model.config
+    prompts = [[*tokenizer.encode(i.prompt).ids, SEP] for i in tasks.word_problems(48, seed=3).items]
+    canvas = Canvas.new(prompts, 24, mask_id=c.mask_id, eos=c.eos_ids)
+    runs = record(loaded.model, canvas, SOURCES[0].order())
+    rows = (runs.steps > 8).nonzero()[:, 0]
+    start = runs.surprise[rows, :5].argmax(1)
+    with torch.inference_mode():
+        marginal = JointSampler(c).initialise(0).bfloat16()
+        found, none = (
+            sum(float(loss(loaded.model, head, runs, rows, start, draws=draws)) for draws in (1, 2, 3))
+            for head in (sampler, marginal)
+        )
+    assert found < 0.9 * none
