@@ -203,10 +203,10 @@ def sampler() -> str:
     card = json.loads(file.read_text(encoding="utf-8"))
     made, c = card["trained"], card["trained"]["config"]
     head = (
-        f"{card['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows in "
-        f"{made['minutes']:.0f} minutes ({made['machine']}), up to {c['k']} tokens a forward, on {c['runs']:,} recorded "
-        f"runs of word problems and a third as many of restaurants (seed {c['seed']}, Muon {c['muon_lr']}, Adam "
-        f"{c['adam_lr']}, decay {c['decay']}).\n\n"
+        f"{card['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows "
+        f"in {made['minutes']:.0f} minutes ({made['machine']}), up to {c['k']} tokens a forward, on {c['runs']:,} "
+        f"recorded runs of word problems and a third as many of restaurants (seed {c['seed']}, Muon "
+        f"{c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
     )
     rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(card["curve"], 10)]
     return head + table(["step", "loss"], rows)

@@ -101,11 +101,34 @@ def test_diff(run, record) -> None:
     assert [side["forwards"] for side in told["ledgers"]] == told["rows"][0]["forwards"]
 
 
-def test_diff_of_what_cannot_be_compared(run, record) -> None:
-    one = record("a.json")
+def test_what_cannot_be_compared(run, record, tmp_path) -> None:
+    one, html = record("a.json"), tmp_path / "page.html"
     for other in (record("b.json", "--length", 9), record("c.json", prompts=("Tom has 6 eggs .",))):
-        code, out, err = run("diff", one, other)
-        assert (code, out, err.count("\n")) == (2, "", 1) and "to compare" in err
+        for command in (("diff", one, other), ("html", one, "--against", other, "-o", html)):
+            code, out, err = run(*command)
+            assert (code, out, err.count("\n")) == (2, "", 1) and "to compare" in err and " row 1 " in err
+    assert not html.exists()
+
+
+def test_the_cost_of_a_guide_is_told(run, record, tmp_path) -> None:
+    twin = embedded.build(tmp_path / "twin", layout=embedded.Layout("causal"))
+    alone, guided = record("a.json"), record("b.json", "--recipe", "guided", "--guide", twin)
+    spent = json.loads(run("replay", guided, "--json")[1])["ledger"]["helpers"]["guide"]
+    told = f"{spent['forwards']} forwards, {spent['positions']} positions"
+    assert f" · guide {told}\n" in run("replay", guided)[1] and "guide" not in run("replay", alone)[1]
+    for pair, sides in (((alone, guided), ["-", told]), ((guided, alone), [told, "-"])):
+        (line,) = (row for row in run("diff", *pair)[1].splitlines() if row.startswith("guide"))
+        assert re.split(r"  +", line.strip())[1:] == sides
+    assert "\nguide" not in run("diff", alone, alone)[1]
+
+
+def test_an_option_that_nothing_is_done_with_is_an_error(monkeypatch, model, tmp_path) -> None:
+    known = trace.settings_of
+    monkeypatch.setattr(trace, "settings_of", lambda values: known({**values, "colour": "red"}))
+    given = {name: p.default for name, p in inspect.signature(trace.record).parameters.items()}
+    with pytest.raises(TypeError, match=r"^colour: options that nothing is done with$"):
+        trace.record(**{**given, "prompts": [PROMPT], "model": model, "output": tmp_path / "a.json"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_html(run, record, tmp_path) -> None:

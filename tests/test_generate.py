@@ -100,7 +100,11 @@ def test_suffix_is_given(model):
 def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, sampler):
     chosen = {"ar": twin, "d2f": blockwise}.get(name, model)
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
-    out = chosen.generate(PROMPT, recipe=name, length=20, guide=twin, sampler=sampler, **settings)
+    made = recipes.get(name)
+    settings |= {"guide": twin} if made.guided else {}
+    settings |= {"sampler": sampler} if made.joint else {}
+    settings |= {"template": "{think} #### {answer:2}"} if name.startswith("ice") else {}
+    out = chosen.generate(PROMPT, recipe=name, length=20, **settings)
     assert out.recipe.name == name
     assert out.ledger.forwards <= 24 + out.ledger.revised
 
@@ -207,6 +211,18 @@ REFUSALS = [
     ({"suffix": 3}, "the suffix is a text"),
     ({"streamer": 3}, "a streamer has the methods put and end"),
     ({"on_step": 3}, "on_step is a function"),
+    ({"guide": "twin"}, "recipe 'threshold' asks no guide; leave guide out, or use 'guided'"),
+    ({"recipe": "adjust", "guide": "twin"}, "recipe 'adjust' asks no guide"),
+    ({"sampler": "/nonexist"}, "recipe 'threshold' asks no sampler; leave sampler out, or use 'adjust'"),
+    ({"recipe": "joint(1)", "sampler": "/nonexist"}, "asks no sampler"),
+    ({"recipe": "adjust", "sampler": "/nonexist"}, "/nonexist is not a joint sampler; give the folder `sampler` that"),
+    ({"recipe": "adjust", "sampler": 5}, "5 is not a joint sampler; give the folder"),
+    ({"recipe": "adjust", "sampler": ["a"]}, "is not a joint sampler; give the folder"),
+    ({"recipe": "ice"}, "recipe 'ice' writes into a template; give template="),
+    ({"recipe": "ice-quota"}, "recipe 'ice-quota' writes into a template"),
+    ({"recipe": "prefix + one + ice"}, "writes into a template"),
+    ({"recipe": "prefer(region(1), best(1))"}, "writes into a template"),
+    ({"recipe": "dual | threshold"}, "dual is a lever, and levers are joined by \\+ alone"),
 ]
 
 

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedded
+import unmask
 from unmask import recipes
 from unmask.cli import main
 from unmask.errors import UserError
+from unmask.models.joint import JointSampler, digest, save_sampler
 from unmask.recipes import stack
 from unmask.recipes.levers import levers
 from unmask.settings import Settings, from_expression, read
@@ -83,8 +85,8 @@ def test_a_stack_prints_as_the_algebra_and_is_named_by_its_text() -> None:
 
 
 MISTAKES = [
-    ("dual + treshold(0.9)", 8, "unknown lever 'treshold'; did you mean 'threshold'"),
-    ("dual + threshold(treshold=0.9)", 18, "unknown setting of threshold 'treshold'; did you mean 'threshold'"),
+    ("dual + treshold(0.9)", 8, "unknown lever 'treshold' at .*; did you mean 'threshold'"),
+    ("dual + threshold(treshold=0.9)", 18, "unknown setting of threshold 'treshold' at .*; did you mean 'threshold'"),
     ("dual + threshold(0.9, 1)", 23, "has 1 setting, not so many"),
     ("one(3) + dual", 5, "one has no settings"),
     ("dual + freecache-lagg", 8, "did you mean 'freecache_lag'"),
@@ -96,8 +98,8 @@ MISTAKES = [
     ("dual + threshold(1.5)", 18, r"number in \[0, 1\], not 1.5"),
     ("wino(-0.1) + dual", 6, r"number in \[0, 1\], not -0.1"),
     ("guided(above=1.0)", 14, r"number in \[0, 1\), not 1.0"),
-    ("quota(0)", 7, "whole number of at least 1, not 0"),
-    ("quota(2.5)", 7, "whole number of at least 1, not 2.5"),
+    ("quota(0)", 7, "whole number of at least 1.*, not 0 at"),
+    ("quota(2.5)", 7, "whole number of at least 1.*, not 2.5 at"),
     ("dkv(True)", 5, "whole number"),
     ("prophet('high', 5, 2)", 9, "a number, not 'high'"),
     ("prophet(nan, 5, 2)", 9, "a number, not nan"),
@@ -108,7 +110,14 @@ MISTAKES = [
     ("dual + one(**{})", 12, r"\* is not part"),
     ("dual + threshold(0.9", 17, "never closed"),
     ("dual + threshold(0.9))", 22, "unmatched"),
-    ("dual + one | best(1)", 8, "a lever is a name or a call"),
+    ("dual + one | best(1)", 8, r"one is a lever, and levers are joined by \+ alone"),
+    ("dual | threshold", 1, r"dual is a lever, and levers are joined by \+ alone"),
+    ("dual - threshold(0.9)", 1, r"levers are joined by \+ alone"),
+    ("everything & one", 14, r"one is a lever, and levers are joined by \+ alone"),
+    ("((dual + threshold(0.9)))", 3, r"levers are joined by \+ alone"),
+    ("dual + threshold # fast", 18, "a stack has no comments"),
+    ("dual # fast + one", 6, "a stack has no comments"),
+    ("quota(by=-'score')", 10, "one of score"),
     ("dual ++ one", 7, "a lever is missing"),
     ("dual +", 7, "a lever is missing"),
     ("+", 1, "a lever is missing"),
@@ -117,7 +126,7 @@ MISTAKES = [
     ("joint(k=40)", 9, "more cells than a block of 32"),
     ("guided(top=0)", 1, "agrees needs a rule"),
     ("guided + blocks(8)", 10, "blocks changes nothing"),
-    ("guided + joint + d2f", 18, "do not go together; leave one out"),
+    ("guided + joint + d2f", 18, "guided, d2f and joint do not go together at .*; leave one out"),
     ("ü + dual", 1, "unknown lever 'ü'"),
     ("one + quota(ü=1, step=3)", 13, "unknown setting of quota 'ü'"),
     ("quota(by='ü')", 10, "one of score"),
@@ -129,7 +138,32 @@ MISTAKES = [
 def test_a_mistake_is_told_in_one_line_with_its_column(text: str, column: int, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         stack.build(text)
-    assert str(caught.value).endswith(f" at column {column} of {text!r}") and "\n" not in str(caught.value)
+    told = str(caught.value)
+    assert f" at column {column} of {text!r}" in told and "\n" not in told
+    assert not ("did you mean" in told and "known: " in told.lower())
+
+
+def test_a_typo_is_told_with_its_place_and_the_nearest_lever_alone() -> None:
+    with pytest.raises(UserError) as caught:
+        stack.build("dual + treshold(0.9)")
+    place = "at column 8 of 'dual + treshold(0.9)'"
+    assert str(caught.value) == f"unknown lever 'treshold' {place}; did you mean 'threshold'?"
+    with pytest.raises(UserError, match=r"at column 8 of 'dual . xyzw'; known: blend, blocks, "):
+        stack.build("dual + xyzw")
+    with pytest.raises(UserError, match=r"at column 17 of .*; leave quota out$"):
+        stack.build("full + guided + quota")
+
+
+def test_brackets_and_a_sign_change_nothing() -> None:
+    for text in ("(dual) + threshold(0.9)", "dual + (threshold(0.9))", "((dual)) + threshold(+0.9)"):
+        assert read(text, {}) == stack.build("dual + threshold(0.9)")
+    assert read("(dual)", {}) == stack.build("dual")
+
+
+@pytest.mark.parametrize("text", ["dual | threshold", "dual - threshold(0.9)", "((dual + threshold(0.9)))", "~one"])
+def test_levers_joined_by_another_sign_are_told(text: str) -> None:
+    with pytest.raises(UserError, match=r"is a lever, and levers are joined by \+ alone"):
+        read(text, {}, 24)
 
 
 @given(st.integers(0, 3), st.permutations(["dual", "threshold(0.9)", "prophet(7.5, 5, 2.5)", "wino(0.8)"]))
@@ -137,7 +171,8 @@ def test_the_column_of_a_typo_wherever_it_is(at: int, names: list[str]) -> None:
     typed = list(names)
     typed[at] = "x" + typed[at]
     text = " + ".join(typed)
-    with pytest.raises(UserError, match=f"did you mean .* at column {text.index('x' + names[at]) + 1} of"):
+    place = f"at column {text.index('x' + names[at]) + 1} of"
+    with pytest.raises(UserError, match=f"unknown lever .* {place} .*; did you mean"):
         stack.build(text)
 
 
@@ -190,8 +225,8 @@ def test_what_is_not_typed_follows_from_settings_and_length() -> None:
 @pytest.mark.parametrize(
     ("text", "settings", "says"),
     [
-        ("threshold(0.4)", {"threshold": 0.5}, "threshold of threshold is 0.4 here and 0.5 elsewhere; give one"),
-        ("blocks(8) + dual", {"block": 4}, "block of blocks is 8 here and 4 elsewhere"),
+        ("threshold(0.4)", {"threshold": 0.5}, "is 0.5 elsewhere and 0.4 at column 11 of .*; give one"),
+        ("blocks(8) + dual", {"block": 4}, "block of blocks is 4 elsewhere and 8 at column 8"),
         ("dual + one", {"threshold": 0.5}, "has a setting threshold; they have block"),
         ("full + guided", {"block": 4}, "goes by blocks; leave out block"),
         ("dual + quota", {"steps": 3, "by": "luck"}, "by of quota must be one of"),
@@ -256,6 +291,41 @@ def test_explain_counts_what_every_rule_did(capsys, model: str) -> None:
     assert sum(line.split()[:1] == [str(n)] for n in range(1, ledger["forwards"] + 1) for line in text.splitlines())
 
 
+def test_explain_tells_what_a_guide_and_a_sampler_cost_and_draws_with_a_seed(capsys, model: str, tmp_path) -> None:
+    twin = str(embedded.build(tmp_path / "twin", layout=embedded.Layout("causal")))
+    network = unmask.load(model).network
+    save_sampler(JointSampler(network.config).initialise(1, gain=0.5), tmp_path / "joint", base=digest(network))
+    common = ["--prompt", embedded.PROMPT, "--model", model, "--length", "8"]
+    for recipe, name, option in (
+        ("guided", "guide", ["--guide", twin]),
+        ("joint(2)", "joint sampler", ["--sampler", str(tmp_path / "joint"), "--block", "8"]),
+    ):
+        texts = []
+        for seed in ("3", "3", "4"):
+            drawing = [*option, "--seed", seed, "--temperature", "2"]
+            assert main(["explain", recipe, *common, *drawing, "--json"]) == 0
+            texts.append(json.loads(capsys.readouterr().out)["account"]["text"])
+        assert texts[0] == texts[1] != texts[2]
+        assert main(["explain", recipe, *common, *drawing]) == 0
+        assert re.search(rf" committed; {name} \d+ forwards, \d+ positions\n$", capsys.readouterr().out)
+
+
+def test_the_list_of_levers(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["recipes", "--levers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["lever", "kind", "needs"] and "from" not in lines[0] and len(lines) < 80
+    assert max(map(len, lines)) <= 80 and any(line.startswith("blend") and "belief  guide" in line for line in lines)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["recipes", "--levers"]) == 0
+    assert "from" in capsys.readouterr().out.splitlines()[0]
+    assert main(["recipes", "--levers", "--json"]) == 0
+    told = {lever["name"]: lever for lever in json.loads(capsys.readouterr().out)}
+    assert told["guided"]["needs"] == "guide" and told["threshold"]["needs"] == ""
+    assert told["threshold"]["bounds"] == {"threshold": {"least": 0, "most": 1}}
+    assert told["guided"]["bounds"]["above"] == {"least": 0, "below": 1} and told["quota"]["bounds"]["by"]["among"]
+
+
 def test_explain_shows_every_part(capsys) -> None:
     for text, heads in (
         ("edit + wino(0.5)", ["rewrites (edit, each cell at most 2 x)", "gives back (remask"]),
@@ -276,6 +346,8 @@ def test_explain_shows_every_part(capsys) -> None:
         (["dual + treshold"], "did you mean 'threshold'"),
         (["thresold"], "unknown recipe or lever 'thresold'; did you mean 'threshold'"),
         (["dual", "--model", "dllm"], "--model: of use with --prompt only"),
+        (["dual", "--sampler", "x", "--seed", "0"], "--sampler and --seed: of use with --prompt only"),
+        (["dual", "--prompt", "Tom", "--sampler", "x"], "recipe 'dual' asks no sampler"),
         (["dual + one", "--prompt", " "], "the prompt is empty"),
         (["dual + one", "--prompt", "Tom", "--block", "0"], "whole number of at least 1"),
         (["dual", "--prompt", "Tom", "--model", "twni"], "did you mean 'twin'"),

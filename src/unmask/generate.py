@@ -24,10 +24,14 @@ from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.vocabulary import same_vocabulary
 from unmask.settings import NAMES, RecipeLike, Settings, choose, resolve
-from unmask.template import Form, Template, mark, regions, shown
+from unmask.template import Form, Template, check_without, mark, regions, shown
 
+_sampler = lru_cache(maxsize=4)(load_sampler)
 LENGTH = 128
 """Cells of a response where the caller does not say, the embedded pair's own lengths aside."""
+
+ASKS = {"guide": "'guided', 'blend' or guided(1) in a stack", "sampler": "'adjust' or joint(4) in a stack"}
+"""Recipes that ask a guide, or a joint sampler."""
 
 Message = Mapping[str, Any]
 OnStep = Callable[[Canvas, Step], object]
@@ -169,7 +173,7 @@ class Model:
         return len(form.cells) if form else settings.length or self._length(prompt)
 
     def _length(self, prompt: str | Sequence[Message]) -> int:
-        if self.directory.parent == Path(zoo.__file__).parent and isinstance(prompt, str):
+        if self.embedded and isinstance(prompt, str):
             return zoo.length(prompt)
         return LENGTH
 
@@ -207,7 +211,7 @@ class Model:
         found = choose(settings, self.network.config, max(self.length(prompt, settings) for prompt in prompts))
         if settings.template is not None:
             Template.parse(settings.template).check(found)
-        return found
+        return found if settings.template is not None else check_without(found)
 
     def prepare(
         self, prompts: Sequence[str | Sequence[Message]], settings: Settings, *, suffix: str = "", offset: int = 0
@@ -222,16 +226,24 @@ class Model:
         canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=recipe.allowance)
         canvas = _to(mark(canvas, forms) if forms else _answer(canvas, recipe), self.network.embed.weight.device)
         draws = settings.draws(recipe, c, self.tokenizer)
-        guide = self.guide(settings.guide) if recipe.guided else None
-        sampler = self.sampler(settings.sampler) if recipe.joint and recipe.joint.k > 1 else None
+        second = self.second(recipe, settings)
         place: dict[str, Any] = dict(zip(("slots", "length"), canvas.tokens.shape, strict=True))
-        denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, guide=guide, sampler=sampler)
+        denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, **second)
         return Job(canvas, recipe, denoise, template=bool(forms))
+
+    def second(self, recipe: Recipe, settings: Settings) -> dict[str, Any]:
+        """The guide and the sampler of a recipe; UserError for one that is given and that the recipe does not ask."""
+        drawing = recipe.joint is not None and recipe.joint.k > 1
+        for name, asked in (("guide", recipe.guided), ("sampler", drawing)):
+            if getattr(settings, name) is not None and not asked:
+                called = repr(recipe.name or recipe)
+                raise UserError(f"recipe {called} asks no {name}; leave {name} out, or use {ASKS[name]}")
+        guide = self.guide(settings.guide) if recipe.guided else None
+        return {"guide": guide, "sampler": self.sampler(settings.sampler) if drawing else None}
 
     def guide(self, source: Model | str | Path | None) -> Transformer | None:
         """The network of a guide of the same vocabulary; the embedded dLLM's own is its twin, others have none."""
-        embedded = self.directory.parent == Path(zoo.__file__).parent
-        if source is None and not embedded:
+        if source is None and not self.embedded:
             return None
         found = source if isinstance(source, Model) else load(source or zoo.PAIR[1], device=self.device)
         if not found.network.config.autoregressive:
@@ -241,9 +253,13 @@ class Model:
 
     def sampler(self, source: str | Path | None) -> JointSampler | None:
         """The joint sampler of a folder that `unmask train joint` wrote, else the one that ships for this model."""
-        embedded = self.directory.parent == Path(zoo.__file__).parent
-        folder = source if source is not None else zoo.sampler(self.name) if embedded else None
-        return None if folder is None else _sampler(Path(folder), self.network)
+        folder = source if source is not None else zoo.sampler(self.name) if self.embedded else None
+        return None if folder is None else _sampler(str(folder), self.network)
+
+    @property
+    def embedded(self) -> bool:
+        """Is it one of those that ship with the package?"""
+        return self.directory.parent == Path(zoo.__file__).parent
 
     @property
     def device(self) -> torch.device:
@@ -333,11 +349,6 @@ def load(source: str | Path | None = None, *, dtype: str = "auto", device: str |
     if loaded.tokenizer is None:
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
-
-
-@lru_cache(maxsize=4)
-def _sampler(folder: Path, network: Transformer) -> JointSampler:
-    return load_sampler(folder, network)
 
 
 def _prompts(prompt: Any) -> tuple[Sequence[Any], bool]:

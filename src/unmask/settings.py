@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from unmask import recipes
 from unmask.decode import Budget, Canvas, Decided, Recipe, ended, everything, finished, parse
-from unmask.decode.algebra import Rule
 from unmask.decode.blocks import After, Blocks, Quota
-from unmask.decode.expression import rule_at
-from unmask.decode.pick import DreamQuota, Leftmost, Scattered
-from unmask.decode.recipe import PARTS
+from unmask.decode.expression import cut, rule_at, within
+from unmask.decode.pick import MOST, DreamQuota, Leftmost, Scattered
+from unmask.decode.recipe import PARTS, contents
 from unmask.decode.revise import Calm
 from unmask.decode.where import Ended
 from unmask.denoise import Draws
@@ -73,12 +72,13 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("length", "block", "steps"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 1 <= value < SEEDS):
-                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if value is not None and (type(value) is not int or not 1 <= value <= MOST):
+                told = f"a whole number of at least 1 and at most {MOST}"
+                raise UserError(f"{name} must be {told}, not {value!r:.80}")
         for name in ("threshold", "factor", "eps"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-                raise UserError(f"{name} must be a number >= 0, not {value!r}")
+                raise UserError(f"{name} must be a number >= 0, not {value!r:.80}")
         if self.threshold is not None and self.threshold > 1:
             raise UserError(f"threshold is a probability in [0, 1], not {self.threshold!r}")
         if self.eps is not None and self.eps > 1:
@@ -224,7 +224,8 @@ def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
     if isinstance(named, Recipe) and settings.rules:
         raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; a Recipe already holds its own")
     check(recipe, model, length)
-    open_end = recipe.stop == finished or any(isinstance(r, Ended | Budget | Decided | Calm) for r in recipe.stop.walk())
+    ends = Ended | Budget | Decided | Calm
+    open_end = recipe.stop == finished or any(isinstance(r, ends) for r in recipe.stop.walk())
     return recipe if open_end else replace(recipe, stop=recipe.stop | ended)
 
 
@@ -244,15 +245,24 @@ def default_name(settings: Settings, model: ModelConfig) -> str:
 def read(text: str, given: Mapping[str, Any], length: int | None = None) -> Recipe:
     """A recipe by its name, from a TOML file, a stack of levers, or an expression, with the settings given.
 
-    What is not given and follows from the length (cells of the response) is fitted to it, if there is one.
+    What is not given and follows from the length (cells of the response) is fitted to it, if there is one. UserError
+    for what is none of these, and for a number that its rule cannot mean (`confident(90)`).
     """
+    if not text.strip():
+        raise UserError("the recipe is empty; give a name, a TOML file, a stack of levers, or an expression")
+    recipe = _read(text, given, length)
+    within(recipe.walk())
+    return recipe
+
+
+def _read(text: str, given: Mapping[str, Any], length: int | None) -> Recipe:
     if text.endswith(".toml"):
         return _from_file(Path(text), given, length)
     if stack.is_stack(text) and text not in recipes.entries():
         return stack.build(text, given=given, length=length)
     if re.fullmatch(r"[\w-]+", text):
         if text not in recipes.entries():
-            raise suggest(text, [*recipes.entries(), *levers()], "recipe or lever")
+            raise suggest(cut(text), [*recipes.entries(), *levers()], "recipe or lever")
         return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, given, length))
     if given:
         raise UserError(f"{', '.join(given)}: settings of named recipes; write them into the expression")
@@ -275,17 +285,19 @@ def _fitted(name: str, defaults: Mapping[str, Any], given: Mapping[str, Any], le
 
 
 def _from_file(path: Path, given: Mapping[str, Any], length: int | None) -> Recipe:
-    import tomllib
-
     try:
         text = path.read_text(encoding="utf-8")
-        defaults = tomllib.loads(text).get("defaults", {})
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not a recipe file: {error}") from None
-    stacked = stack.from_toml(text, given=given, length=length)
-    return stacked or Recipe.from_toml(text, **_fitted(path.name, defaults, given, length))
+    try:
+        made = stack.from_toml(text, given=given, length=length)
+        if made is None:
+            defaults = contents(text).get("defaults", {})
+            made = Recipe.from_toml(text, **_fitted(path.name, defaults, given, length))
+        within(made.walk())
+        return made
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def from_expression(text: str) -> Recipe:
@@ -298,7 +310,9 @@ def from_expression(text: str) -> Recipe:
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "Recipe":
         parts = {k.arg: _part(k.value, text) for k in tree.keywords if k.arg}
         if tree.args or set(parts) - {*PARTS, "beliefs", "revisions"} or not {"query", "unmask"} <= set(parts):
-            raise UserError(f"a recipe is Recipe(query=..., unmask=..., remask=..., edit=..., stop=...), not {text!r}")
+            raise UserError(
+                f"a recipe is Recipe(query=..., unmask=..., remask=..., edit=..., stop=...), not {cut(text)!r}"
+            )
         return Recipe(**parts)
     return Recipe(everything, parse(text))  # type: ignore[arg-type]
 
@@ -312,7 +326,6 @@ def _part(node: ast.expr, text: str) -> Any:
 
 def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
     """UserError with the reason where a recipe and a model, or a recipe and a length, do not go together."""
-    rules = [r for part in (recipe.query, recipe.unmask, recipe.remask, recipe.stop) if part for r in part.walk()]
     name = repr(recipe.name) if recipe.name else repr(recipe)
     if model.autoregressive and not isinstance(recipe.unmask, Leftmost):
         raise UserError(f"recipe {name} fills cells in any order, and this model is autoregressive; use recipe 'ar'")
@@ -326,14 +339,15 @@ def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
             f"recipe {name} opens block after block, and in this model every cell attends to all that follow it; "
             "use 'prefix', 'dual' or 'freecache', or a block-causal model"
         )
-    _check_blocks(rules, model, length)
+    check_blocks(recipe, length, model)
 
 
-def _check_blocks(rules: list[Rule], model: ModelConfig, length: int) -> None:
-    for rule in rules:
+def check_blocks(recipe: Recipe, length: int, model: ModelConfig | None = None) -> None:
+    """UserError for blocks that do not fit into a response of `length` cells, or not the blocks of the model."""
+    for rule in recipe.walk():
         if isinstance(rule, Blocks) and rule.size > length:
             raise UserError(f"a block of {rule.size} cells does not fit into a response of {length}")
-        if isinstance(rule, After) and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
+        if isinstance(rule, After) and model and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
             raise UserError(f"this model attends in blocks of {model.layout.size} cells; use that as the block")
         if isinstance(rule, Quota) and rule.steps < (count := -(-length // rule.blocks.size)):
             raise UserError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.decode import Canvas, Recipe, Region, response, useful
+from unmask.decode.where import Phase, thinking
 from unmask.errors import UserError, suggest
 
 SLOTS = {"write": 0, "think": 1, "answer": 2}
@@ -133,6 +134,15 @@ class Template:
             raise UserError(f"recipe {name} watches {what}, and the template has none; add a slot such as {{answer:5}}")
 
 
+def check_without(recipe: Recipe) -> Recipe:
+    """The same recipe; UserError if it writes by the thinking and the answer of a template, and there is none."""
+    rules = [rule for part in (recipe.query, recipe.unmask, recipe.stop) for rule in part.walk()]
+    if any(isinstance(rule, Phase) or rule == thinking for rule in rules):
+        name = repr(recipe.name) if recipe.name else repr(recipe)
+        raise UserError(f"recipe {name} writes into a template; give template='{{think:11}} #### {{answer:1}}', say")
+    return recipe
+
+
 def _slot(mark: re.Match[str]) -> Slot:
     """The slot that a pair of braces holds."""
     column = f"column {mark.start() + 1} of the template"
@@ -145,7 +155,7 @@ def _slot(mark: re.Match[str]) -> Slot:
     if not sign and kind == "answer":
         raise UserError(f"{{answer}} at {column} needs a number of cells, as in {{answer:5}}")
     if sign and (not _CELLS.fullmatch(cells) or int(cells) < 1):
-        raise UserError(f"{mark[0]} at {column}: a slot has a whole number of cells, at least 1")
+        raise UserError(f"{mark[0]} at {column}: a slot has a whole number of cells, at least 1 and at most 999999999")
     return Slot(kind, int(cells) if sign else None)
 
 

@@ -526,7 +526,7 @@ RANGES = [
     ({"temperature": "hot"}, "temperature must be a finite number"),
     ({"temperature": True}, "temperature must be a finite number"),
     ({"top_k": -1}, "top_k must be a whole number of at least 0"),
-    ({"top_k": [3, 2.5]}, "top_k must be a whole number of at least 0, not 2.5"),
+    ({"top_k": [3, 2.5]}, "top_k must be a whole number of at least 0 and at most 2147483647, not 2.5"),
     ({"top_p": 0}, "top_p must be a number above 0 and at most 1"),
     ({"top_p": [0.5, 1.1]}, "top_p must be a number above 0 and at most 1, not 1.1"),
     ({"min_p": -0.1}, r"min_p must be a number in \[0, 1\]"),

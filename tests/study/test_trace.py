@@ -363,8 +363,8 @@ def test_traces_that_cannot_be_compared() -> None:
     one = trace(line(3, 4))
     for other, message in (
         (trace(line(3, 5)), "have 4 and 5 cells"),
-        (trace(line(4, 4)), "the prompts of row 0 part at cell 3"),
-        (trace(line(3, 4, seed=1)), "the prompts of row 0 part at cell"),
+        (trace(line(4, 4)), "the prompts of row 1 part at cell 3"),
+        (trace(line(3, 4, seed=1)), "the prompts of row 1 part at cell"),
         (trace(ragged()), "have 1 and 4 rows"),
         (replace(one, pieces={t: f"{text}'" for t, text in one.pieces.items()}), "of different vocabularies"),
     ):

@@ -19,8 +19,9 @@ from unmask.decode import Blocks, Canvas, Draft, Recipe, decode, drawn, everythi
 from unmask.decode.belief import Joint
 from unmask.denoise import Plain
 from unmask.errors import UserError
+from unmask.generate import load
 from unmask.models.config import Layout, ModelConfig
-from unmask.models.joint import JointSampler
+from unmask.models.joint import JointSampler, digest, save_sampler
 from unmask.models.kv import KVPool
 from unmask.study import verify as study
 from unmask.study import verify_plot
@@ -344,6 +345,11 @@ MISTAKES = [
     (("--recipe", "dual", "--block", "40"), "does not fit into a response of 24"),
     (("--recipe", "dream", "--block", "4"), "no setting block"),
     (("--recipe", "freecache-guided"), "needs a guide"),
+    (("--recipe", "dual", "--guide", "twin"), "none of the recipes asks a guide; leave guide out, or use 'guided'"),
+    (("--recipe", "dual", "--recipe", "prefix", "--sampler", "x"), "none of the recipes asks a sampler"),
+    (("--recipe", "adjust", "--sampler", "x", "--block", "8"), "x is not a joint sampler; give the folder"),
+    (("--recipe", "ice"), "recipe 'ice' writes into a template"),
+    (("--recipe", "ice", "--template", "{think} so {think}"), "the template has none"),
     (("--items", "0"), "--items must be at least 1"),
     (("--items", "2", "--prompt", "x"), "give one of"),
     (("--prompt", " "), "the prompt is empty"),
@@ -362,6 +368,27 @@ def test_mistakes(command, tiny, tmp_path, monkeypatch, arguments, message) -> N
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_recipes_with_a_template_a_guide_and_a_sampler(command, tiny, tmp_path) -> None:
+    twin = str(embedded.build(tmp_path / "twin", layout=Layout("causal")))
+    network = load(tiny).network
+    save_sampler(JointSampler(network.config).initialise(1, gain=0.5), tmp_path / "joint", base=digest(network))
+    said = ("--prompt", embedded.PROMPT, "--length", "12", "--json")
+    second = (
+        "--guide",
+        twin,
+        "--sampler",
+        str(tmp_path / "joint"),
+        "--recipe",
+        "prefix + guided",
+        "--recipe",
+        "joint(2)",
+    )
+    code, out, err = command(tiny, *said, *second, "--recipe", "prefix", "--block", "4")
+    assert (code, err) == (0, "") and [one["recipe"] for one in json.loads(out)["recipes"]][-1] == "prefix"
+    code, out, err = command(tiny, *said, "--recipe", "ice", "--template", "{think} so {answer:2}")
+    assert (code, err) == (0, "") and json.loads(out)["recipes"][0]["verdict"] == "exact"
 
 
 def test_an_unknown_model_or_a_folder_that_is_none(command, tiny, tmp_path) -> None:

@@ -132,7 +132,13 @@ def ledger(report: Report, speed: float) -> str:
     return (
         f"{report.forwards} forwards · {report.positions} positions · {report.tokens_per_forward:.1f} tokens/forward · "
         f"{speed:.0f} useful tok/s · exit step {report.exit_steps[0]}"
+        + "".join(f" · {name} {cost}" for name, cost in helpers(report).items())
     )
+
+
+def helpers(report: Report) -> dict[str, str]:
+    """What the guide and the sampler computed, in words, by name."""
+    return {n: f"{c['forwards']:.0f} forwards, {c['positions']:.0f} positions" for n, c in report.helpers.items()}
 
 
 def table(lines: list[Line]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +34,7 @@ def generate(
     threshold: Annotated[float | None, typer.Option(help="Probability at which a cell is committed.")] = None,
     factor: Annotated[float | None, typer.Option(help="Fast-dLLM's factor.")] = None,
     tau: Annotated[float | None, typer.Option(help="Mean confidence at which recipe ice answers.")] = None,
-    guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives recipes a second opinion.")] = None,
+    guide: Annotated[str | None, typer.Option(help="Autoregressive model that guided recipes ask.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Folder of a joint sampler; the embedded dLLM has one.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
     top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
@@ -53,7 +54,8 @@ def generate(
         float | None, typer.Option(help="Subtracted for each time a token was already written, -2 to 2.")
     ] = None,
     logit_bias: Annotated[
-        list[str] | None, typer.Option(metavar="ID=BIAS", help="Added to a token's logit, by id or text; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ID=BIAS", help="Added to a logit: of an id (digits) or else a token's text."),
     ] = None,
     eos: Annotated[
         str | None, typer.Option(help="free, never (no end is written) or last (ends are least sure).")
@@ -86,11 +88,9 @@ def generate(
     if text is not None and not text.strip():
         raise UserError("the prompt is empty; write a question")
 
+    settings, _ = settings_of(locals())
     from unmask.generate import load
-    from unmask.settings import NAMES, resolve
 
-    given = {name: value for name, value in locals().items() if name in NAMES}
-    settings = resolve({**given, "logit_bias": _bias(logit_bias or [])}, {})
     loaded = load(model, dtype=dtype, device=device)
     if batch is None:
         good = [batches.Line(1, text or "")]
@@ -100,6 +100,15 @@ def generate(
     write.emit(_format(good, found, loaded, json=json, numbered=batch is not None), output)
     if len(good) < len(lines):
         raise typer.Exit(1)
+
+
+def settings_of(values: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings among the values of options, and the values that are none."""
+    from unmask.settings import NAMES, resolve
+
+    given = {name: value for name, value in values.items() if name in NAMES}
+    settings = resolve({**given, "logit_bias": _bias(given.get("logit_bias") or [])}, {})
+    return settings, {name: value for name, value in values.items() if name not in NAMES}
 
 
 def _bias(said: list[str]) -> dict[str, float] | None:

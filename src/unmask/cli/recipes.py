@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from unmask.decode import Recipe, Rule, Tally
     from unmask.generate import Output
+    from unmask.recipes.levers import Lever
 
 JOINTS = {
     "|": "any of these",
@@ -33,6 +35,9 @@ HEADS = {
     "stop": "stops",
 }
 """What each part of a recipe says."""
+BOUNDS = ("least", "above", "most", "below")
+NARROW, FEW = 120, 4
+"""A terminal of fewer columns than this has no room for a table of more columns than that."""
 
 
 def recipes(
@@ -46,23 +51,31 @@ def recipes(
     from unmask.recipes.levers import levers as known
 
     if levers:
+        keys = ("name", "kind", "title", "cite", "needs", "defaults")
         found = list(known().values())
-        told = [
-            {"name": v.name, "kind": v.kind, "title": v.title, "cite": v.cite, "defaults": v.defaults} for v in found
-        ]
-        return _list([(v.name, v.title, _said(v.defaults), v.cite) for v in found], "lever", told if json else None)
+        told = [{**{key: getattr(v, key) for key in keys}, "bounds": _bounds(v)} for v in found]
+        does = [f"{v.title} {_said(v.defaults)}".strip() for v in found]
+        rows = [(v.name, v.kind, v.needs, text, v.cite) for v, text in zip(found, does, strict=True)]
+        return _list(rows, ("lever", "kind", "needs", "what it is, and its settings", "from"), told if json else None)
     keys = ("name", "title", "about", "cite", "reproduces", "defaults")
     rows = [(e.name, e.title, _said(e.defaults), e.cite) for e in entries().values()]
     told = [{key: getattr(e, key) for key in keys} for e in entries().values()]
-    return _list(rows, "recipe", told if json else None)
+    return _list(rows, ("recipe", "what it is", "settings", "from"), told if json else None)
+
+
+def _bounds(lever: Lever) -> dict[str, dict[str, Any]]:
+    """What each setting may be, by BOUNDS (none where it has no such bound) and `among`."""
+    found = {s.name: {key: getattr(s, key) for key in BOUNDS} for s in lever.settings.values()}
+    told = {name: {k: v for k, v in bounds.items() if math.isfinite(v)} for name, bounds in found.items()}
+    return {n: {**b, **({"among": list(a)} if (a := lever.settings[n].among) else {})} for n, b in told.items()}
 
 
 def _said(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _list(rows: list[tuple[str, ...]], head: str, json: list[dict[str, Any]] | None) -> None:
-    """Print a table, or what JSON is to say."""
+def _list(rows: list[tuple[str, ...]], heads: tuple[str, ...], json: list[dict[str, Any]] | None) -> None:
+    """Print a table, without its last column where many do not fit, or what JSON is to say."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,12 +84,14 @@ def _list(rows: list[tuple[str, ...]], head: str, json: list[dict[str, Any]] | N
         print(jsonlib.dumps(json, indent=2, ensure_ascii=False))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(head, style="bold cyan", no_wrap=True)
-    for column in ("what it is", "settings", "from"):
-        table.add_column(column)
+    console = Console()
+    shown = heads[:-1] if console.width < NARROW and len(heads) > FEW else heads
+    table.add_column(shown[0], style="bold cyan", no_wrap=True)
+    for column in shown[1:]:
+        table.add_column(column, no_wrap=column == "kind")
     for row in rows:
-        table.add_row(*(Text(cell or "-") for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell or "-") for cell in row[: len(shown)]))
+    console.print(table)
 
 
 def explain(
@@ -86,22 +101,28 @@ def explain(
     prompt: Annotated[str | None, typer.Option(help="Write a response to it, and say what each rule did.")] = None,
     model: Annotated[str | None, typer.Option(help="What writes it; the default is dllm.")] = None,
     guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives a second opinion.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Folder of a joint sampler; the embedded dLLM has one.")] = None,
     template: Annotated[str | None, typer.Option(help="The response as words and slots.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Key of the randomness; default 0.")] = None,
     length: Annotated[int | None, typer.Option(help="Cells of the response.")] = None,
     block: Annotated[int | None, typer.Option(help="Cells of a block.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say what a recipe does, rule by rule, and where it is from; with a prompt, forward by forward."""
     from unmask.recipes import entries
-    from unmask.settings import read
+    from unmask.settings import check_blocks, read
 
-    given = {**({"block": block} if block is not None else {}), **dict(map(_pair, set or []))}
-    run = {"model": model, "guide": guide, "template": template}
+    given = _given(set or [], block, length)
+    run = {"model": model, "guide": guide, "sampler": sampler, "template": template}
+    run |= {"temperature": temperature, "seed": seed}
     if prompt is None and (useless := [f"--{name}" for name, value in run.items() if value is not None]):
         raise UserError(f"{' and '.join(useless)}: of use with --prompt only; give one")
     made, output, tally = read(recipe, given, length), None, None
+    if prompt is None and length is not None:
+        check_blocks(made, length)
     if prompt is not None:
-        made, output, tally = _perform(recipe, given, prompt, length=length, **run)
+        made, output, tally = _perform(recipe, given, prompt, {"length": length, **run})
     entry = entries().get(recipe)
     keys = ("title", "about", "cite", "reproduces", "defaults")
     known = {} if entry is None else {key: getattr(entry, key) for key in keys}
@@ -112,6 +133,20 @@ def explain(
         print(jsonlib.dumps(told, indent=2, ensure_ascii=False))
     else:
         _print(made, known, output, tally)
+
+
+def _given(said: list[str], block: int | None, length: int | None) -> dict[str, Any]:
+    """The settings of `--set` and `--block`, each said once; UserError for one that no generation could have."""
+    from unmask.settings import Settings
+
+    pairs = [*([("block", block)] if block is not None else []), *map(_pair, said)]
+    given = dict(pairs)
+    names = [name for name, _ in pairs]
+    if twice := [name for name in given if names.count(name) > 1]:
+        raise UserError(f"{twice[0]} is said twice; give one")
+    rules = ("block", "steps", "threshold", "factor", "tau", "eps")
+    Settings(length=length, **{name: value for name, value in given.items() if name in rules})
+    return given
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -128,21 +163,18 @@ def _perform(
     recipe: str,
     given: dict[str, Any],
     prompt: str,
-    *,
-    model: str | None,
-    guide: str | None,
-    template: str | None,
-    length: int | None,
+    run: dict[str, Any],
 ) -> tuple[Recipe, Output, Tally]:
-    """Write a response by the recipe, and count what each of its rules does."""
+    """Write a response by the recipe, and count what each of its rules does. `run`: the model, and settings by name."""
     from dataclasses import replace
 
     from unmask.decode import Tally
     from unmask.generate import load
     from unmask.settings import Settings, read
 
-    settings = Settings(length=length, guide=guide, template=template)
-    loaded = load(model or "dllm")
+    said = {name: value for name, value in run.items() if value is not None}
+    loaded = load(said.pop("model", "dllm"))
+    settings = Settings(**said)
     made = read(recipe, given, loaded.length(prompt, settings))
     job = loaded.prepare([prompt], replace(settings, recipe=made))
     tally = Tally(job.recipe, job.canvas)
@@ -225,6 +257,8 @@ def _print_account(console: Console, output: Output, tally: Tally) -> None:
     """The rules by number, then a line a forward: cells that each named or chose, and whether a condition held."""
     from rich.text import Text
 
+    from unmask.cli.demo import helpers
+
     part = ""
     for number, told in enumerate(tally.steps[0], 1):
         if told.part != part:
@@ -242,5 +276,6 @@ def _print_account(console: Console, output: Output, tally: Tally) -> None:
             Text(f"{number:>7}" + "".join(f"{v:>{w}}" for v, w in zip(row, wide, strict=True))), soft_wrap=True
         )
     report = output.ledger
-    told = f"{report.forwards} forwards, {report.positions} positions, {report.tokens} cells committed"
-    console.print(Text(f"\n{output.text}\n{told}"), soft_wrap=True)
+    told = [f"{report.forwards} forwards, {report.positions} positions, {report.tokens} cells committed"]
+    told += [f"{name} {cost}" for name, cost in helpers(report).items()]
+    console.print(Text(f"\n{output.text}\n{'; '.join(told)}"), soft_wrap=True)

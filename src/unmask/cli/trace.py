@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from unmask.cli import write
-from unmask.cli.generate import generate
+from unmask.cli.generate import generate, settings_of
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,18 @@ SHOWN = 8
 """Cells with another token that `unmask trace diff` prints for each row."""
 PARTED = 1
 """The exit code of `unmask trace diff` for traces that are not equal, as that of diff."""
+
+LABELS = (
+    "model",
+    "recipe",
+    "forwards",
+    "cells computed",
+    "guide",
+    "joint sampler",
+    "tokens per forward",
+    "milliseconds",
+)
+"""What `unmask trace diff` tells of both traces, in this order."""
 
 app = typer.Typer(
     help="Record how a text was decoded; replay, compare and show it without the model.", rich_markup_mode=None
@@ -69,17 +81,14 @@ def record(
     if not all(text.strip() for text in texts):
         raise UserError("a prompt is empty; write a question")
 
-    from unmask.cli.generate import _bias
     from unmask.generate import load
-    from unmask.settings import NAMES, resolve
     from unmask.study import recorder, trace_file
 
-    given = {name: decoding.pop(name) for name in NAMES if name in decoding}
-    settings = resolve({**given, "logit_bias": _bias(given.get("logit_bias") or [])}, {})
-    model = load(decoding.pop("model"), dtype=decoding.pop("dtype"), device=decoding.pop("device"))
-    suffix = decoding.pop("suffix")
-    assert not decoding, f"{', '.join(decoding)}: options that nothing is done with"
-    trace = recorder.record(model, texts, settings, suffix=suffix, drafts=drafts)
+    settings, rest = settings_of(decoding)
+    if unused := rest.keys() - {"model", "dtype", "device", "suffix"}:
+        raise TypeError(f"{', '.join(sorted(unused))}: options that nothing is done with")
+    model = load(rest["model"], dtype=rest["dtype"], device=rest["device"])
+    trace = recorder.record(model, texts, settings, suffix=rest["suffix"], drafts=drafts)
     size = trace_file.write(trace, output)
     if json:
         print(jsonlib.dumps({"trace": str(output), "bytes": size, **told(trace)}, ensure_ascii=False))
@@ -149,9 +158,13 @@ def html(
     """Draw a trace as one HTML page: the canvas at every step, and the order of commits."""
     write.check(output)
     from unmask.study.page import page
+    from unmask.study.trace_diff import comparable
     from unmask.study.trace_file import read
 
-    text = page(read(file), None if against is None else read(against))
+    one, two = read(file), None if against is None else read(against)
+    if two is not None:
+        comparable(one, two)
+    text = page(one, two)
     write.emit(text, output)
     print(f"{output}: {_size(len(text.encode()))}", file=sys.stderr)
 
@@ -192,6 +205,7 @@ def _print(found: Difference, traces: tuple[Trace, Trace], names: tuple[str, str
 
 def sides(found: Difference, traces: tuple[Trace, Trace]) -> list[tuple[str, str, str]]:
     """What each trace is and cost: a label and two values a line."""
+    from unmask.cli.demo import helpers
 
     def facts(trace: Trace, report: Report) -> dict[str, str]:
         return {
@@ -199,12 +213,14 @@ def sides(found: Difference, traces: tuple[Trace, Trace]) -> list[tuple[str, str
             "recipe": ", ".join(r.name or r.expression for r in trace.recipes),
             "forwards": str(report.forwards),
             "cells computed": str(report.positions),
+            **helpers(report),
             "tokens per forward": f"{report.tokens_per_forward:.2f}",
             "milliseconds": f"{report.seconds * 1e3:.1f}",
         }
 
     one, two = (facts(trace, report) for trace, report in zip(traces, (found.a, found.b), strict=True))
-    return [(label, one[label], two[label]) for label in one]
+    labels = sorted(one | two, key=lambda label: [*LABELS, label].index(label))
+    return [(label, one.get(label, "-"), two.get(label, "-")) for label in labels]
 
 
 def verdict(row: RowDifference) -> str:

@@ -49,6 +49,8 @@ def verify(
         int | None, typer.Option(help="Cells of a block; default: the model's, or 8 for the embedded dLLM.")
     ] = None,
     guide: Annotated[str | None, typer.Option(help="Autoregressive model that gives recipes a second opinion.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Folder of a joint sampler; the embedded dLLM has one.")] = None,
+    template: Annotated[str | None, typer.Option(help="The response as words and slots.")] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out malformed lines; exit code 1.")] = False,
     steps: Annotated[bool, typer.Option("--steps", help="Print each recipe's steps too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -73,7 +75,7 @@ def verify(
     from unmask.settings import Settings
     from unmask.study.verify import prepare
 
-    settings = Settings(length=length, block=block, guide=guide)
+    settings = Settings(length=length, block=block, guide=guide, sampler=sampler, template=template)
     loaded = load(model, dtype=dtype, device=device)
     if batch is None:
         texts = prompts or _problems(items or ITEMS)

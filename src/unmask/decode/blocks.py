@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.decode.algebra import Pick, Rows, Where, term
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
-from unmask.decode.pick import check, rank
+from unmask.decode.pick import check, counted, rank
 
 _NOWHERE = 1 << 30
 
@@ -24,8 +24,7 @@ class Blocks(Where):
     always = True
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"a block needs at least one cell, not {self.size}")
+        counted(self.size, "a block needs a whole number of cells, at least one cell")
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.derive((self, "here"), lambda: self.ids(canvas) == self.current(canvas)[:, None])

@@ -25,7 +25,8 @@ class Agrees(Pick):
     With q the guide's prediction of a cell given the drafts before it, a draft d is accepted if every condition that is
     set holds: fewer than `top` tokens are likelier than d; q(d) >= `relative` * max q; q(d) > `above`; a uniform number
     is below q(d) (`draw`). `top=1` is the deterministic rule. The run ends at the first undecided cell of the row that
-    is no candidate, was not judged, or was rejected, so it may be empty: `agrees(top=5) | leftmost(1)`.
+    is no candidate, was not judged, or was rejected, so it may be empty: `agrees(top=5) | leftmost(1)`. A guide judges
+    the first 32 drafts of a row in a step, so a run is at most that long.
     """
 
     top: int = 0

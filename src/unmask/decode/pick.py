@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 CONFIDENCE = ("score", "margin", "entropy", "gap", "random", "left")
 """What candidates may be ranked by; entropy counts negatively; random is the row's own counter-based noise; left is the
 order of reading."""
+MOST = 2**31 - 1
+"""The largest count that a rule takes."""
+MOST_STEPS = 10**6
+"""The most steps of a schedule whose steps are laid out one by one."""
 
 
 def confidence(canvas: Canvas, draft: Draft, by: str) -> Tensor:
@@ -51,12 +55,17 @@ def group_rank(place: Tensor, group: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, column - first)
 
 
-def check(by: str, steps: int = 1) -> None:
-    """ValueError for a confidence that does not exist or a schedule without steps."""
+def counted(value: object, told: str, *, least: int = 1, most: int = MOST) -> None:
+    """ValueError for a value that is no whole number from `least` to `most`; `told` begins the sentence."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{told} and at most {most}, not {value!r:.80}")
+
+
+def check(by: str, steps: int = 1, *, most: int = MOST) -> None:
+    """ValueError for a confidence that does not exist or a schedule without steps, or with more than `most`."""
     if by not in CONFIDENCE:
         raise ValueError(f"cannot rank by {by!r}; known: {', '.join(CONFIDENCE)}")
-    if steps < 1:
-        raise ValueError(f"a schedule needs at least one step, not {steps}")
+    counted(steps, "a schedule needs a whole number of steps, at least one step", most=most)
 
 
 @term("confident")
@@ -84,8 +93,9 @@ class Best(Pick):
 
     def __post_init__(self) -> None:
         check(self.by)
-        if self.k < 1:
-            raise ValueError(f"best needs k >= 1, not {self.k}")
+        counted(self.k, "best needs a whole number k >= 1")
+        if self.per is not None and not hasattr(self.per, "ids"):
+            raise ValueError(f"per takes blocks such as blocks(8), not {self.per!r:.80}")
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         if self.per is not None:
@@ -106,8 +116,7 @@ class Leftmost(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"leftmost needs k >= 1, not {self.k}")
+        counted(self.k, "leftmost needs a whole number k >= 1")
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         return among & (among.cumsum(1) <= self.k)
@@ -187,7 +196,7 @@ class DreamQuota(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        check(self.by, self.steps)
+        check(self.by, self.steps, most=MOST_STEPS)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         total = (canvas.valid & ~canvas.given).sum(1).tolist()
@@ -218,7 +227,7 @@ class Scattered(Pick):
     always = True
 
     def __post_init__(self) -> None:
-        check("random", self.steps)
+        check("random", self.steps, most=MOST_STEPS)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         time = torch.linspace(1, self.eps, self.steps + 1).to(among.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,12 +17,14 @@ from unmask.decode.blocks import Blocks, Onward
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.expression import parse
-from unmask.decode.pick import Drawn
+from unmask.decode.pick import MOST, Drawn
 from unmask.decode.where import Dirty, Everything, Finished, Masked, filled
-from unmask.errors import UserError
+from unmask.errors import UserError, suggest
 
 PARTS = ("query", "unmask", "remask", "edit", "stop")
 """The expressions of a recipe file; `beliefs` (a list of expressions) and `revisions` (a number) stand beside them."""
+TABLES, WORDS = ("recipe", "let", "defaults"), ("name", "title", "about", "cite", "reproduces", "stack")
+"""What stands in a recipe file: tables, and what is said in words. A stack stands in place of all tables."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,12 +56,16 @@ class Recipe:
                 object.__setattr__(self, part, as_pick(rule))
             elif part == "unmask" or rule is not None:
                 raise UserError(f"{part} must choose cells; {rule!r} does not")
-        object.__setattr__(self, "beliefs", tuple(self.beliefs))
+        beliefs = (self.beliefs,) if isinstance(self.beliefs, Belief) else self.beliefs
+        if not isinstance(beliefs, Sequence) or isinstance(beliefs, str):
+            raise UserError(f"beliefs must be a list of wrappers such as joint(4), not {beliefs!r:.80}")
+        object.__setattr__(self, "beliefs", tuple(beliefs))
         for belief in self.beliefs:
             if not isinstance(belief, Belief):
                 raise UserError(f"beliefs are wrappers of the denoiser, such as joint(4); {belief!r} is none")
-        if type(self.revisions) is not int or self.revisions < 1:
-            raise UserError(f"revisions must be a whole number of at least 1, not {self.revisions!r}")
+        if type(self.revisions) is not int or not 1 <= self.revisions <= MOST:
+            told = f"a whole number of at least 1 and at most {MOST}"
+            raise UserError(f"revisions must be {told}, not {self.revisions!r:.80}")
         self._refuse()
 
     def _refuse(self) -> None:
@@ -119,6 +125,12 @@ class Recipe:
             rule for part in (self.unmask, self.remask, self.edit, self.stop) if part for rule in _readers(part)
         )
 
+    def walk(self) -> Iterator[Rule]:
+        """Every rule of every part, and every rule inside it."""
+        for part in (*(getattr(self, name) for name in PARTS), *self.beliefs):
+            if part is not None:
+                yield from part.walk()
+
     def need(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: cells whose logits some rule wants: the undecided ones and what rules read beyond them."""
         found = canvas.masked
@@ -149,24 +161,57 @@ class Recipe:
     @staticmethod
     def from_toml(text: str, **names: object) -> Recipe:
         """Read a recipe; `names` and the file's `[defaults]` table are words its expressions may use."""
-        import tomllib
-
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"not a recipe file: {error}") from None
+        data = contents(text)
         known = {**data.get("defaults", {}), **names}
         table = data.get("recipe", {})
-        if unknown := sorted(set(table) - {*PARTS, "beliefs", "revisions"}):
-            raise UserError(f"a recipe has {', '.join(PARTS)}, beliefs and revisions, not {', '.join(unknown)}")
         if missing := [p for p in ("query", "unmask") if p not in table]:
             raise UserError(f"the recipe lacks {' and '.join(missing)}")
         for word, text_of in data.get("let", {}).items():
             known[word] = parse(text_of, known)
         parts: dict[str, Any] = {part: parse(table[part], known) for part in PARTS if part in table}
-        beliefs: Any = tuple(parse(text_of, known) for text_of in table.get("beliefs", []))
+        said = table.get("beliefs", [])
+        beliefs: Any = tuple(parse(text_of, known) for text_of in ([said] if isinstance(said, str) else said))
         more = {"beliefs": beliefs, "revisions": table.get("revisions", 1)}
         return Recipe(**parts, **more, name=data.get("name", ""), cite=data.get("cite", ""))
+
+
+def contents(text: str) -> dict[str, Any]:
+    """What a recipe file says; UserError for what has no place in one or is of another type than it must be."""
+    import tomllib
+
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"not a recipe file: {error}") from None
+    _check_words(data)
+    table = data.get("recipe", {})
+    if unknown := sorted(set(table) - {*PARTS, "beliefs", "revisions"}):
+        raise UserError(f"a recipe has {', '.join(PARTS)}, beliefs and revisions, not {', '.join(unknown)}")
+    said = table.get("beliefs", [])
+    texts = {name: value for name, value in table.items() if name in PARTS} | data.get("let", {})
+    texts |= {"beliefs": said} if not isinstance(said, list) else {f"belief {n}": b for n, b in enumerate(said, 1)}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            listed = ", or a list of such" if name == "beliefs" else ""
+            raise UserError(f"{name} must be an expression in quotes{listed}, not {value!r:.80}")
+    for name, value in data.get("defaults", {}).items():
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{name} in [defaults] must be a number or a word, not {value!r:.80}")
+    return data
+
+
+def _check_words(data: Mapping[str, Any]) -> None:
+    """UserError for what a recipe file has outside of its tables, and for a table that is none."""
+    if "stack" in data and (strange := sorted(set(data) - {"stack", "name", "cite", "title", "about"})):
+        raise UserError(f"a recipe file with a stack has nothing but a name and a cite beside it, not {strange[0]!r}")
+    for key, value in data.items():
+        if key in (*PARTS, "beliefs", "revisions"):
+            raise UserError(f"{key} stands outside of its table; write [recipe] before it")
+        if key not in (*TABLES, *WORDS):
+            raise suggest(key, (*TABLES, *WORDS), "word of a recipe file")
+        kind, told = (dict, f"a table, [{key}]") if key in TABLES else (str, "a text")
+        if not isinstance(value, kind):
+            raise UserError(f"{key} must be {told}, not {value!r:.80}")
 
 
 def reaches(query: Where, cells: Where, *, every: bool = False) -> bool:
@@ -233,9 +278,8 @@ class Mixed:
 
     def stop(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         """[B] bool: the rows that end by their own recipe."""
-        part = None if draft is None else draft
         return self._rows(
-            canvas, lambda r, rows: r.stop(canvas[rows], None if part is None else part[rows]), wide=False
+            canvas, lambda r, rows: r.stop(canvas[rows], None if draft is None else draft[rows]), wide=False
         )
 
     def _rows(self, canvas: Canvas, compute, *, wide: bool = True) -> Tensor:

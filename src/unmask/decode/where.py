@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.decode.algebra import Rows, Where, ready, term
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
+from unmask.decode.pick import counted
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,8 +90,7 @@ class Every(Rows):
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"a refresh comes every n >= 1 steps, not {self.n}")
+        counted(self.n, "a refresh comes every n >= 1 steps, a whole number")
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return canvas.step % self.n == 0
@@ -131,6 +131,9 @@ class Budget(Rows):
 
     n: int
 
+    def __post_init__(self) -> None:
+        counted(self.n, "a budget is a whole number of forwards, at least 0", least=0)
+
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         return canvas.step >= self.n
 
@@ -141,6 +144,10 @@ class Decided(Rows):
     """Rows that have cells of `rule`, none of which is undecided."""
 
     rule: Where
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Where):
+            raise ValueError(f"decided looks at cells such as region(2), not {self.rule!r:.80}")
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         cells = self.rule(canvas)
@@ -153,6 +160,9 @@ class Region(Where):
     """The cells of a numbered region of the template: 1 thinking, 2 answer."""
 
     number: int
+
+    def __post_init__(self) -> None:
+        counted(self.number, "a region has a whole number, at least -128", least=-128, most=127)
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.valid & (canvas.region == self.number)

@@ -58,9 +58,9 @@ def number(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int, below: int) -> int:
-    """The value as an int of at least `least`; UserError otherwise."""
+    """The value as an int of at least `least` and below `below`; UserError otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < below:
-        bound = f"of at least {least}" if least > -below else f"between {least} and {below}"
+        bound = f"of at least {least} and at most {below - 1}" if least > -below else f"between {least} and {below}"
         raise UserError(f"{name} must be a whole number {bound}, not {value!r:.80}")
     return int(value)
 

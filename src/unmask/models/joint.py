@@ -72,6 +72,9 @@ def save_sampler(sampler: JointSampler, directory: str | Path, *, base: str) -> 
 def load_sampler(directory: str | Path, model: Transformer) -> JointSampler:
     """The sampler of a folder, for `model`; UserError if it was trained on another one, or its files are broken."""
     directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        told = "give the folder `sampler` that `unmask train joint` wrote"
+        raise UserError(f"{directory} is not a joint sampler; {told}")
     raw = read_json(directory / "config.json")
     if raw.get("architectures") != ["UnmaskJointSampler"]:
         raise UserError(f"{directory} holds no joint sampler; `unmask train joint` makes one")

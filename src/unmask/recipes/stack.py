@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -14,9 +14,9 @@ from unmask.decode.algebra import TERMS, Pick, Rule, Where, as_pick
 from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.early import Prefer
-from unmask.decode.expression import parse
+from unmask.decode.expression import cut, deep, parse
 from unmask.decode.pick import Drawn
-from unmask.decode.recipe import Recipe, reaches
+from unmask.decode.recipe import Recipe, contents, reaches
 from unmask.decode.where import Everything, everything, filled, masked
 from unmask.errors import UserError, suggest
 from unmask.recipes import entries
@@ -61,17 +61,25 @@ class Use:
 
 
 def is_stack(text: str) -> bool:
-    """Is it levers joined by `+`, or one lever whose name is no rule that could stand for itself?"""
+    """Is it levers joined by `+` (or meant to be), or one lever whose name is no rule that could stand for itself?"""
     if len(list(_pieces(text))) > 1:
         return True
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
+    if isinstance(node, ast.BinOp | ast.UnaryOp):  # levers joined by another sign, which `build` tells
+        return _lever_in(node) is not None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         word = TERMS.get(node.func.id)
         return node.func.id != "Recipe" and (word is None or (isinstance(word, type) and issubclass(word, Belief)))
     return isinstance(node, ast.Name) and node.id in levers()
+
+
+def _lever_in(node: ast.expr) -> ast.Name | None:
+    """The first word that is a lever and no rule."""
+    known = levers().keys() - TERMS.keys()
+    return next((word for word in ast.walk(node) if isinstance(word, ast.Name) and word.id in known), None)
 
 
 def build(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None, cite: str = "") -> Recipe:
@@ -88,23 +96,20 @@ def refusal(one: str, other: str) -> str:
     try:
         build(f"{one} + {other}")
     except UserError as error:
-        return str(error).partition(" at column ")[0]
+        return _plain(error, f"{one} + {other}")
     return ""
 
 
-def from_toml(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None) -> Recipe | None:
-    """The recipe of a TOML file that says `stack = "..."` (and may have a name and a cite); None for any other text."""
-    import tomllib
+def _plain(error: UserError, text: str) -> str:
+    return re.sub(rf" at column \d+ of {re.escape(repr(cut(text)))}", "", str(error))
 
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+
+def from_toml(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None) -> Recipe | None:
+    """The recipe of a TOML file that says `stack = "..."` (and may have a name and a cite); None for one without."""
+    table = contents(text)
+    if "stack" not in table:
         return None
-    if not isinstance(typed := table.get("stack"), str):
-        return None
-    if unknown := sorted(set(table) - {"stack", "name", "cite", "title", "about"}):
-        raise UserError(f"a recipe file with a stack has nothing but a name and a cite beside it, not {unknown[0]!r}")
-    made = build(typed, given=given, length=length, cite=table.get("cite", ""))
+    made = build(table["stack"], given=given, length=length, cite=table.get("cite", ""))
     return replace(made, name=table.get("name", made.name))
 
 
@@ -134,15 +139,24 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def fail(self, column: int, message: object) -> UserError:
-        return UserError(f"{message} at column {column} of {self.text!r}")
+    def fail(self, column: int, fault: str, advice: str = "") -> UserError:
+        return UserError(f"{fault} at column {column} of {cut(self.text)!r}{'; ' * bool(advice)}{advice}")
+
+    def unknown(self, column: int, name: str, known: Iterable[str], kind: str) -> UserError:
+        """An error for an unknown word: with the nearest one, or else with all there are."""
+        fault = f"unknown {kind} {cut(name)!r}"
+        near, _, names = str(suggest(cut(name), known, kind)).removeprefix(fault).partition(" Known: ")
+        advice = near.removeprefix("; ") if near[:1] == ";" else f"known: {names}" if names else "there is none"
+        return self.fail(column, fault, advice)
 
     def read(self) -> list[Use]:
         uses: list[Use] = []
+        if "#" in self.text:
+            raise self.fail(self.text.index("#") + 1, "a stack has no comments", "leave out all from # on")
         for start, piece in _pieces(self.text):
             use = self._use(start + len(piece) - len(piece.lstrip()), piece.strip())
             if any(other.name == use.name for other in uses):
-                raise self.fail(use.column, f"{use.name} is given twice; keep one")
+                raise self.fail(use.column, f"{use.name} is given twice", "keep one")
             uses.append(use)
         return uses
 
@@ -152,38 +166,48 @@ class _Reader:
             raise self.fail(start + 1, "a lever is missing")
         if re.fullmatch(r"[\w-]+", piece):
             return Use(self._lever(piece, start + 1), start + 1)
-        try:
-            node = ast.parse(piece, mode="eval").body
-        except SyntaxError as error:
-            raise self.fail(start + (error.offset or 1), f"cannot read {piece!r}: {error.msg}") from None
-        except (ValueError, RecursionError, MemoryError):
-            raise self.fail(start + 1, "nested too deeply, or not text") from None
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-            raise self.fail(start + 1, f"a lever is a name or a call such as threshold(0.9), and {piece!r} is neither")
-        lever = self._lever(node.func.id, start + 1)
-        values, columns = {}, {}
+        node = self._parsed(start, piece)
 
         def column(offset: int) -> int:
             return start + 1 + len(piece.encode()[:offset].decode())
 
+        if isinstance(node, ast.Name):
+            return Use(self._lever(node.id, column(node.col_offset)), column(node.col_offset))
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            if isinstance(node, ast.BinOp | ast.UnaryOp) and (word := _lever_in(node)) is not None:
+                fault = f"{word.id} is a lever, and levers are joined by + alone"
+                raise self.fail(column(word.col_offset), fault, "as in dual + threshold(0.9)")
+            told = f"a lever is a name or a call such as threshold(0.9), and {cut(piece)!r} is neither"
+            raise self.fail(start + 1, told)
+        lever = self._lever(node.func.id, column(node.col_offset))
+        values, columns = {}, {}
         for offset, name, part in _arguments(node, list(lever.settings)):
             setting, place = self._setting(lever, name, values, column(offset)), column(part.col_offset)
             values[setting], columns[setting] = self._value(lever, setting, part, place), place
-        return Use(lever, start + 1, values, columns)
+        return Use(lever, column(node.col_offset), values, columns)
+
+    def _parsed(self, start: int, piece: str) -> ast.expr:
+        try:
+            node = ast.parse(piece, mode="eval").body
+        except SyntaxError as error:
+            raise self.fail(start + (error.offset or 1), f"cannot read {cut(piece)!r}: {error.msg}") from None
+        except (ValueError, RecursionError, MemoryError):
+            raise self.fail(start + 1, "nested too deeply, or not text") from None
+        if deep(node):
+            raise self.fail(start + 1, "nested too deeply")
+        return node
 
     def _lever(self, name: str, column: int) -> Lever:
-        known = levers()
-        if name in known:
+        if name in (known := levers()):
             return known[name]
         if len(list(_pieces(self.text))) == 1:
-            raise self.fail(column, suggest(name, [*known, *TERMS], "lever or rule"))
-        if name in TERMS:
-            raise self.fail(column, f"{name} is a rule, and a stack is made of levers: {', '.join(known)}")
+            raise self.unknown(column, name, [*known, *TERMS], "lever or rule")
         if (word := name.replace("-", "_")) in known:
             raise self.fail(column, f"the lever is written {word}")
-        if name in entries():
-            raise self.fail(column, f"{name} is a recipe, and a stack is made of levers: {', '.join(known)}")
-        raise self.fail(column, suggest(word, known, "lever"))
+        if name in TERMS or name in entries():
+            told = f"{name} is a {'rule' if name in TERMS else 'recipe'}, and a stack is made of levers"
+            raise self.fail(column, told, f"known: {', '.join(known)}")
+        raise self.unknown(column, word, known, "lever")
 
     def _setting(self, lever: Lever, name: str | None, seen: Mapping[str, Any], column: int) -> str:
         """The setting's name, if the lever has one of that name and it is not given yet."""
@@ -193,22 +217,22 @@ class _Reader:
         if name is None:
             raise self.fail(column, "* is not part of a stack")
         if name not in lever.settings:
-            raise self.fail(column, suggest(name, lever.settings, f"setting of {lever.name}"))
+            raise self.unknown(column, name, lever.settings, f"setting of {lever.name}")
         if name in seen:
             raise self.fail(column, f"{name} of {lever.name} is given twice")
         return name
 
     def _value(self, lever: Lever, name: str, node: ast.expr, column: int) -> Any:
         """The number, or word, of a setting."""
-        sign = -1 if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else 1
-        inner = node.operand if isinstance(node, ast.UnaryOp) and sign < 0 else node
+        sign = node.op if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd) else None
+        inner = node.operand if isinstance(node, ast.UnaryOp) and sign else node
         value: Any = inner.value if isinstance(inner, ast.Constant) else None
         if isinstance(inner, ast.Name) and inner.id == "inf":
             value = math.inf
-        if sign < 0 and isinstance(value, int | float) and not isinstance(value, bool):
-            value = -value
+        if sign:
+            value = (-value if isinstance(sign, ast.USub) else value) if type(value) in (int, float) else None
         if fault := lever.settings[name].fault(value):
-            raise self.fail(column, f"{name} of {lever.name} must be {fault}, not {ast.unparse(node)}")
+            raise self.fail(column, f"{name} of {lever.name} must be {fault}, not {cut(ast.unparse(node))}")
         return float(value) if isinstance(lever.settings[name].default, float) else value
 
 
@@ -234,10 +258,10 @@ class _Composer(_Reader):
                 continue
             for a, b in ((one, two), (two, one)):
                 if reason := b.of(a.lever.refuses):
-                    raise self.fail(two.column, reason.format(other=b.name))
+                    raise self.fail(two.column, *reason.format(other=b.name).split("; ", 1))
             for part, what in ONCE.items():
                 if part in one.lever.parts and part in two.lever.parts:
-                    raise self.fail(two.column, f"{one.name} and {two.name} {what}; keep one")
+                    raise self.fail(two.column, f"{one.name} and {two.name} {what}", "keep one")
 
     def _completed(self, uses: list[Use]) -> list[Use]:
         """With the size of the blocks and with what commits, where they are not typed."""
@@ -264,16 +288,16 @@ class _Composer(_Reader):
         """UserError for a setting said elsewhere that no lever has, that it cannot have, or that is typed otherwise."""
         if strange := [name for name in self.given if not any(name in use.lever.settings for use in uses)]:
             has = ", ".join(dict.fromkeys(name for use in uses for name in use.lever.settings))
-            raise UserError(f"no lever of {self.text!r} has a setting {strange[0]}; they have {has}")
+            raise UserError(f"no lever of {cut(self.text)!r} has a setting {strange[0]}; they have {has}")
         for use in uses:
             for name, value in self.given.items():
                 if name not in use.lever.settings:
                     continue
                 if fault := use.lever.settings[name].fault(value):
-                    raise UserError(f"{name} of {use.name} must be {fault}, not {value!r}")
+                    raise UserError(f"{name} of {use.name} must be {fault}, not {value!r:.80}")
                 if (typed := use.typed.get(name, value)) != value:
-                    told = f"{name} of {use.name} is {typed!r} here and {value!r} elsewhere; give one"
-                    raise self.fail(use.columns[name], told)
+                    told = f"{name} of {use.name} is {value!r} elsewhere and {typed!r}", "give one"
+                    raise self.fail(use.columns[name], *told)
 
     def _values(self, use: Use, fitted: Mapping[str, Any]) -> dict[str, Any]:
         default = use.lever.defaults
@@ -289,7 +313,7 @@ class _Composer(_Reader):
                 if texts.get(part) != text and part in changed:
                     three = f"{use.name}, {changed[part].name} and {other.name}"
                     last = max(use.column, other.column, changed[part].column)
-                    raise self.fail(last, f"{three} do not go together; leave one out")
+                    raise self.fail(last, f"{three} do not go together", "leave one out")
                 texts[part], changed[part], words = text, other, {**other.values, **words}
         words["b"] = Blocks(self.block)
         for word, text in texts.pop("let", {}).items():
@@ -301,7 +325,7 @@ class _Composer(_Reader):
         try:
             return parse(text, words)
         except UserError as error:
-            raise self.fail(use.column, str(error).partition(" at column ")[0]) from None
+            raise self.fail(use.column, *_plain(error, text).split("; ", 1)) from None
 
     def _filled(self, part: str) -> list[Any]:
         """What the levers say of a part of the recipe."""
@@ -322,7 +346,7 @@ class _Composer(_Reader):
         try:
             return Recipe(query, unmask, **parts, revisions=revisions, name=self.text, cite=cite or cites)
         except UserError as error:
-            raise UserError(f"{error} (the stack {self.text!r})") from None
+            raise UserError(f"{error} (the stack {cut(self.text)!r})") from None
 
     def _commit(self) -> Pick:
         """What a forward commits: within the block, or in what an exit leaves to be written."""
@@ -360,17 +384,14 @@ class _Composer(_Reader):
         drawing = any(isinstance(rule, Drawn) for rule in unmask.walk())
         confined = drawing and any(isinstance(r, Blocks) for p in self._filled("within") for r in p.walk())
         if joint is not None and confined and joint.values["k"] > self.block:
-            told = (
-                f"joint({joint.values['k']}) draws more cells than a block of {self.block} has; use at most that many"
-            )
-            raise self.fail(joint.columns.get("k", joint.column), told)
+            told = f"joint({joint.values['k']}) draws more cells than a block of {self.block} has"
+            raise self.fail(joint.columns.get("k", joint.column), told, "use at most that many")
         blocks = next(use for use in self.uses if use.name == "blocks")
         rules = [query, unmask, *(rule for rule in parts.values() if isinstance(rule, Rule))]
         if any(isinstance(inner, Blocks) for rule in rules for inner in rule.walk()):
             return
         if not blocks.implied:
-            raise self.fail(
-                blocks.column, "no lever of this stack goes by blocks, so that blocks changes nothing; leave it out"
-            )
+            told = "no lever of this stack goes by blocks, so that blocks changes nothing", "leave it out"
+            raise self.fail(blocks.column, *told)
         if "block" in self.given:
-            raise UserError(f"no lever of {self.text!r} goes by blocks; leave out block")
+            raise UserError(f"no lever of {cut(self.text)!r} goes by blocks; leave out block")

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,16 @@ def settings(case: Case, item: tasks.Item, pair: Pair, plan: Plan) -> Settings:
     cells = pair.dllm.length(item.prompt, Settings(template=template)) if template else plan.length
     block = min(plan.block, cells) if case.sized else None
     length = None if template else plan.length
-    return Settings(recipe=case.recipe, length=length, block=block, template=template, guide=pair.twin)
+    return Settings(recipe=case.recipe, length=length, block=block, template=template)
 
 
 def prepare(case: Case, item: tasks.Item, pair: Pair, plan: Plan) -> tuple[Model, Job]:
     """The model of a case, and its call for one problem, checked."""
     model = pair.twin if case.model == "twin" else pair.dllm
-    return model, model.prepare([item.prompt], settings(case, item, pair, plan))
+    said = settings(case, item, pair, plan)
+    recipe = model.recipe([item.prompt], said)
+    guide = pair.twin if recipe.guided else None
+    return model, model.prepare([item.prompt], replace(said, recipe=recipe, block=None, guide=guide))
 
 
 def missing(case: Case, item: tasks.Item, pair: Pair, plan: Plan) -> str:

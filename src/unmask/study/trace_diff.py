@@ -69,12 +69,13 @@ class Difference:
 
 def diff(a: Trace, b: Trace) -> Difference:
     """Compare two decodes of the same prompts at the same lengths; UserError where they cannot be compared."""
-    _comparable(a, b)
+    comparable(a, b)
     ends = end(a), end(b)
     return Difference(ledger(a), ledger(b), tuple(_row((a, b), ends, row) for row in range(len(a.rows))))
 
 
-def _comparable(a: Trace, b: Trace) -> None:
+def comparable(a: Trace, b: Trace) -> None:
+    """UserError, with rows numbered from 1, where two traces are of other prompts, lengths or vocabularies."""
     if len(a.rows) != len(b.rows):
         raise UserError(
             f"the traces have {len(a.rows)} and {len(b.rows)} rows; record the same prompts to compare them"
@@ -83,7 +84,7 @@ def _comparable(a: Trace, b: Trace) -> None:
         if a.pieces[id] != b.pieces[id]:
             told = f"token {id} is {a.pieces[id]!r} in one and {b.pieces[id]!r} in the other"
             raise UserError(f"the traces are of different vocabularies: {told}")
-    for number, (one, two) in enumerate(zip(a.rows, b.rows, strict=True)):
+    for number, (one, two) in enumerate(zip(a.rows, b.rows, strict=True), 1):
         pairs = zip(one.tokens, two.tokens, strict=False)
         parted = next((i for i, (t, u) in enumerate(pairs) if t != u and i < max(one.origin, two.origin)), None)
         if parted is not None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from unmask import recipes, zoo
 from unmask.decode import Canvas, Draft, Recipe, decode, useful
 from unmask.denoise import Plain, dress
-from unmask.generate import Model
+from unmask.errors import UserError
+from unmask.generate import ASKS, Model
 from unmask.models.config import Layout
 from unmask.models.joint import JointSampler
 from unmask.models.kv import KVPool
@@ -304,22 +305,27 @@ class Case:
 def prepare(model: Model, names: Sequence[str], prompts: Sequence[str], settings: Settings) -> list[Case]:
     """Everything that is checked before anything is computed; UserError for what cannot be decoded.
 
-    `names` are recipes (names, TOML files, expressions; none: the caches in `CACHES`), `settings` holds length, block
-    and guide of all.
+    `names` are recipes (names, TOML files, expressions; none: the caches in `CACHES`), `settings` holds length,
+    block and template of all, and the guide and the sampler of those that ask them; one that none asks is an error.
     """
-    cases = []
+    cases: list[Case] = []
+    asked: set[str] = set()
     for name in names or CACHES[model.network.config.layout.kind]:
         own = replace(settings, recipe=name)
         if settings.block is None and name in recipes.entries():
             own = replace(own, block=_block(model, name, max(model.length(p, own) for p in prompts)))
         recipe = model.recipe(prompts, own)
-        jobs = [
-            model.prepare(prompts[at : at + ROWS], replace(own, recipe=recipe, block=None), offset=at)
-            for at in range(0, len(prompts), ROWS)
-        ]
-        guide = model.guide(settings.guide) if recipe.guided else None
-        sampler = model.sampler(settings.sampler) if recipe.joint and recipe.joint.k > 1 else None
-        cases.append(Case(name, recipe, tuple(job.canvas for job in jobs), guide, sampler))
+        drawing = recipe.joint is not None and recipe.joint.k > 1
+        asked |= {"guide"} if recipe.guided else set()
+        asked |= {"sampler"} if drawing else set()
+        own = replace(own, recipe=recipe, block=None)
+        own = replace(own, guide=own.guide if recipe.guided else None, sampler=own.sampler if drawing else None)
+        parts = range(0, len(prompts), ROWS)
+        jobs = [model.prepare(prompts[at : at + ROWS], own, offset=at) for at in parts]
+        cases.append(Case(name, recipe, tuple(job.canvas for job in jobs), **model.second(recipe, own)))
+    for name, use in ASKS.items():
+        if getattr(settings, name) is not None and name not in asked:
+            raise UserError(f"none of the recipes asks a {name}; leave {name} out, or use {use}")
     return cases
 
 

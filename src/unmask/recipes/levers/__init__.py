@@ -10,6 +10,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from unmask.decode.pick import MOST
+
 KINDS = ("size", "cache", "commit", "exit", "revise", "belief")
 """The files of this folder, in the order in which levers are named and composed."""
 
@@ -21,6 +23,7 @@ class Setting:
     name: str
     default: Any
     least: float = -math.inf
+    above: float = -math.inf
     most: float = math.inf
     below: float = math.inf
     among: tuple[str, ...] = ()
@@ -33,10 +36,16 @@ class Setting:
             return "" if isinstance(value, bool) else "True or False"
         whole = isinstance(self.default, int)
         right = type(value) is int if whole else isinstance(value, int | float) and not isinstance(value, bool)
-        inside = right and self.least <= value <= self.most and (value < self.below or self.below == math.inf)
+        inside = right and self.least <= value <= (min(self.most, MOST) if whole else self.most)
+        inside = inside and (value < self.below or self.below == math.inf)
+        inside = inside and (value > self.above or self.above == -math.inf)
+        if whole and self.most == math.inf:
+            return "" if inside else f"a whole number of at least {self.least:g} and at most {MOST}"
         return "" if inside else f"a {'whole ' if whole else ''}number{self._bounds()}"
 
     def _bounds(self) -> str:
+        if self.above > -math.inf:
+            return f" above {self.above:g} and at most {self.most:g}"
         if self.least == -math.inf:
             return ""
         if self.below < math.inf:
