@@ -136,8 +136,14 @@ def test_the_command_trains_resumes_and_leaves_a_sampler_that_is_used(tmp_path: 
 
     run = ["train", "joint", "--out", str(tmp_path / "run"), "--runs", "8", "--k", "3"]
     assert main([*run, "--steps", "2"]) == 0
+    assert "recording" in capsys.readouterr().err
     assert main([*run, "--steps", "3"]) == 0
-    assert "resumed at step 2" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "resumed at step 2" in told.out and "recording" not in told.err
+    kept = (tmp_path / "run" / "runs.pt").read_bytes()
+    (tmp_path / "run" / "runs.pt").write_bytes(kept[:100])
+    assert main([*run, "--steps", "3"]) == 2 and "delete it" in capsys.readouterr().err
+    (tmp_path / "run" / "runs.pt").write_bytes(kept)
     model, folder = unmask.load(), tmp_path / "run" / "sampler"
     answer = model.generate("Anna has 5 apples .", recipe="joint(3)", block=8, sampler=folder)
     assert answer.ledger.helpers["joint sampler"]["forwards"] > 0

@@ -102,7 +102,7 @@ def joint(
     if loaded.network.config.autoregressive:
         raise UserError(f"a joint sampler draws for a masked model, and {model} is autoregressive")
     torch.set_num_threads(1)
-    config, data = _recorded(loaded, JointConfig(steps=steps, seed=seed, k=k, runs=runs), e2e)
+    config, data = _recorded(loaded, JointConfig(steps=steps, seed=seed, k=k, runs=runs), e2e, out)
     trainer = JointTrainer(config, loaded.network, data, out)
     print(f"joint sampler: {f'resumed at step {trainer.step}' if trainer.resume() else 'from the start'}, in {out}")
     follow(trainer, None, 1)
@@ -110,8 +110,10 @@ def joint(
     print(f"{out / 'sampler'}: {card['parameters']:,} parameters; use it by --sampler {out / 'sampler'}")
 
 
-def _recorded(loaded: Model, config: JointConfig, e2e: Path | None) -> tuple[JointConfig, list[Trajectories]]:
-    """The configuration, which names base and data, and the model's own runs."""
+def _recorded(
+    loaded: Model, config: JointConfig, e2e: Path | None, out: Path
+) -> tuple[JointConfig, list[Trajectories]]:
+    """The configuration, which names base and data, and the model's own runs, kept in `out` for a resumed run."""
     from dataclasses import replace
 
     from rich.console import Console
@@ -123,11 +125,15 @@ def _recorded(loaded: Model, config: JointConfig, e2e: Path | None) -> tuple[Joi
     chosen = trajectories.sources(e2e)
     told = ", ".join(f"{s.task} in blocks of {s.block} at temperature {s.temperature:g}" for s in chosen)
     config = replace(config, base=digest(loaded.network), data=told)
+    path, key = out / "runs.pt", f"{config.base} {config.runs} {config.seed} {told}"
+    if (data := trajectories.kept(path, key)) is not None:
+        return config, data
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("recording", total=sum(trajectories.share(i, config.runs) for i in range(len(chosen))))
         size = {"count": config.runs, "seed": config.seed, "e2e": e2e}
         advance = partial(bar.advance, task)
         data = trajectories.collect(loaded.network, loaded.tokenizer, chosen, **size, on_row=advance)
+    trajectories.keep(path, key, data)
     return config, data
 
 

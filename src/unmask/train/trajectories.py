@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from unmask.decode import Blocks, Canvas, Recipe, drawn, ended, everything, filled
 from unmask.decode.belief import Joint
+from unmask.errors import UserError
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
 from unmask.train import problems, restaurants
@@ -74,3 +78,24 @@ def collect(
         canvas = Canvas.new(ids, source.length, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds)
         found.append(record(model, canvas, source.order(), temperature=source.temperature, on_row=on_row))
     return found
+
+
+def keep(path: Path, key: str, runs: Sequence[Trajectories]) -> None:
+    """Write runs to a file that is whole or not there; `key` says what they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save({"key": key, "runs": [vars(r) for r in runs]}, part)
+    os.replace(part, path)
+
+
+def kept(path: Path, key: str) -> list[Trajectories] | None:
+    """The runs of a file, or None if there is none or it holds others; UserError if it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return [Trajectories(**r) for r in found["runs"]] if found["key"] == key else None
+    except Exception as error:
+        raise UserError(
+            f"{path} is not readable ({type(error).__name__}); delete it, and it is recorded again"
+        ) from None
