@@ -119,20 +119,21 @@ def loss(
 def read(base: Transformer, runs: Trajectories, rows: Tensor, step: Tensor) -> Tensor:
     """The base's hidden states [B, L, D] from which each cell is predicted after `step` [B] steps."""
     seen: list[Tensor] = []
-    tokens, width = runs.state(rows, step)[0], runs.tokens.shape[1]
-    index = torch.arange(width).expand(len(rows), -1)
-    visible = runs.valid[rows][:, None, None, :].expand(-1, 1, width, -1)
-    allowed = base.config.layout.visible(index, index, runs.origin[rows])
-    visible = visible if allowed is None else visible & allowed[:, None]
-    base(tokens, visible=visible, need=torch.zeros(1, dtype=torch.int64), tap=seen.append)
+    visible = _visible(base, runs, rows, runs.valid[rows])
+    base(runs.state(rows, step)[0], visible=visible, need=torch.zeros(1, dtype=torch.int64), tap=seen.append)
     return seen[0].roll(1, 1) if base.config.shift else seen[0]
 
 
 def seen_cells(base: Transformer, runs: Trajectories, rows: Tensor) -> Tensor:
     """[B, 1, L, L] bool: the cells that each cell may look at in the sampler's layer: those with a hidden state."""
-    index = torch.arange(runs.tokens.shape[1]).expand(len(rows), -1)
-    known = runs.valid[rows] & (index > 0) if base.config.shift else runs.valid[rows]
-    visible = known[:, None, None, :].expand(-1, 1, index.shape[1], -1)
+    later = torch.arange(runs.tokens.shape[1]) > 0
+    return _visible(base, runs, rows, runs.valid[rows] & later if base.config.shift else runs.valid[rows])
+
+
+def _visible(base: Transformer, runs: Trajectories, rows: Tensor, known: Tensor) -> Tensor:
+    """[B, 1, L, L] bool: which of the known cells [B, L] each cell sees, by the base's layout."""
+    index = torch.arange(known.shape[1]).expand(len(rows), -1)
+    visible = known[:, None, None, :].expand(-1, 1, known.shape[1], -1)
     allowed = base.config.layout.visible(index, index, runs.origin[rows])
     return visible if allowed is None else visible & allowed[:, None]
 
