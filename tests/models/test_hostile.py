@@ -14,11 +14,23 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from unmask.errors import UserError
-from unmask.models import Layout, ModelConfig, RopeScaling, Tokenizer, Transformer, load_checkpoint, save_checkpoint
+from unmask.models import (
+    Experts,
+    Layout,
+    ModelConfig,
+    RopeScaling,
+    Tokenizer,
+    Transformer,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vocabularies import MASK, write
 
 GOLDEN = Path(__file__).parents[1] / "golden_models" / "checkpoints"
-OWN = ModelConfig(96, 32, 2, 4, 48, layout=Layout("block", 4), rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16))
+EXPERTS = Experts(4, 2, 8, shared=4, dense=1, router="sigmoid", bias=True, groups=2, top_groups=1)
+OWN = ModelConfig(
+    96, 32, 2, 4, 48, layout=Layout("block", 4), rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16), rotary=4, experts=EXPERTS
+)
 STRANGE = [None, True, -1, 0, 1.5, "x", [], ["x"], {}, {"a": 1}, float("nan"), float("inf")]
 
 
@@ -34,7 +46,13 @@ def survives(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["own", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llada-gqa", "llama-tied-llama3", "dream-mha-tied"))],
+    [
+        "own",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llada-gqa", "llama-tied-llama3", "dream-mha-tied", "sdar-gqa", "llada2-bias", "llada_moe-mha")
+        ),
+    ],
 )
 def test_any_value_of_any_key(name: str, tmp_path: Path) -> None:
     directory = tmp_path / name

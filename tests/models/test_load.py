@@ -119,6 +119,19 @@ WRONG: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
         lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}'),
         ["'../a.safetensors'", "not a safetensors file beside it"],
     ),
+    "a shard of another cut": (
+        "sdar-tied-sharded",
+        lambda d: shutil.copy(GOLDEN / "sdar-gqa" / "model.safetensors", d / "model-00002-of-00002.safetensors"),
+        ["model-00002-of-00002.safetensors holds model.embed_tokens.weight, which an earlier shard holds as well"],
+    ),
+    "a shard of another model": (
+        "llada2-mini-sharded",
+        lambda d: shutil.copy(
+            GOLDEN / "llada_moe-dense-shared-sharded" / "model-00002-of-00002.safetensors",
+            d / "model-00002-of-00002.safetensors",
+        ),
+        ["model-00002-of-00002.safetensors holds model.layers.1.mlp.experts.2.down_proj.weight", "earlier shard"],
+    ),
     "empty index": (
         "qwen2-tied-sharded",
         lambda d: (d / "model.safetensors.index.json").write_text("{}"),
@@ -152,12 +165,73 @@ WRONG: dict[str, tuple[str, Callable[[Path], Any], list[str]]] = {
     "unsupported": (
         "llama-gqa",
         lambda d: edit(d, architectures=["MambaForCausalLM"]),
-        ["MambaForCausalLM is not supported", *(f.architecture for f in FAMILIES)],
+        ["MambaForCausalLM is not supported", *(name for f in FAMILIES for name in f.architectures)],
     ),
     "mixture of experts with the dense type": (
         "llada-gqa",
         lambda d: edit(d, architectures=["LLaDAMoEModelLM"]),
-        ["LLaDAMoEModelLM is not supported"],
+        ["config.json: hidden_size is missing"],
+    ),
+    "no block size": ("sdar-gqa", lambda d: edit(d, block_size=None), ["config.json: block_size", "give it as block"]),
+    "no block at all": (
+        "fast_dllm_v2-tied",
+        lambda d: edit(d, bd_size=0),
+        ["bd_size must be a positive integer, not 0"],
+    ),
+    "unknown router": (
+        "llada2-mini-2.1",
+        lambda d: edit(d, score_function="tanh"),
+        ["score_function is 'tanh'; LLaDA2MoeModelLM is supported with 'sigmoid' only"],
+    ),
+    "biased router": (
+        "llada_moe-mha",
+        lambda d: edit(d, moe_router_enable_expert_bias=True),
+        ["moe_router_enable_expert_bias is True", "with False only"],
+    ),
+    "dense layers among sparse ones": (
+        "llada_moe-mha",
+        lambda d: edit(d, moe_layer_freq=[1, 0]),
+        ["moe_layer_freq is [1, 0]", "before all layers of experts only"],
+    ),
+    "more experts than there are": (
+        "llada_moe-mha",
+        lambda d: edit(d, num_experts_per_tok=9),
+        ["config.json: 9 experts", "cannot be chosen among 8"],
+    ),
+    "groups that do not fit": (
+        "llada2-mini-2.1",
+        lambda d: edit(d, n_group=3),
+        ["16 experts do not make 3 groups"],
+    ),
+    "one expert fewer": (
+        "llada_moe-mha",
+        lambda d: edit(d, num_experts=7),
+        ["mlp.gate.weight has shape (8, 32), expected (7, 32)"],
+    ),
+    "a missing expert": (
+        "llada2-mini-2.1",
+        lambda d: weights(d, lambda w: w.pop("model.layers.2.mlp.experts.13.up_proj.weight")),
+        ["model.safetensors lacks model.layers.2.mlp.experts.13.up_proj.weight"],
+    ),
+    "no expert bias": (
+        "llada2-mini-2.1",
+        lambda d: weights(d, lambda w: w.pop("model.layers.1.mlp.gate.expert_bias")),
+        ["lacks model.layers.1.mlp.gate.expert_bias"],
+    ),
+    "experts of another width": (
+        "llada2-mini-2.1",
+        lambda d: edit(d, moe_intermediate_size=13),
+        ["experts.0.down_proj.weight has shape (32, 12), expected (32, 13)"],
+    ),
+    "a strange share of rotation": (
+        "llada2-mini-2.1",
+        lambda d: edit(d, partial_rotary_factor=1.5),
+        ["partial_rotary_factor must be a number above 0 and at most 1, not 1.5"],
+    ),
+    "an odd part of a head": (
+        "llada2-mini-2.1",
+        lambda d: edit(d, partial_rotary_factor=0.45),
+        ["a head cannot be rotated in 7 of 16 dimensions"],
     ),
     "no architecture": ("llama-gqa", lambda d: edit(d, architectures=None, model_type=None), ["not named in"]),
     "missing key": ("llama-gqa", lambda d: edit(d, hidden_size=None), ["hidden_size is missing"]),

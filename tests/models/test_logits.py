@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.decode import Canvas
-from unmask.models import KVPool, Loaded, load_checkpoint
+from unmask.models import KVPool, Layout, Loaded, load_checkpoint
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden_models" / "checkpoints"
 NAMES = sorted(p.name for p in CHECKPOINTS.iterdir())
@@ -20,12 +20,21 @@ SHAPES = {  # layout, shift, qkv bias, qk-norm, stops
     "llama": ("causal", True, False, False, None),
     "qwen2": ("causal", True, True, False, (0,)),
     "qwen3": ("causal", True, False, True, (0,)),
+    "diffullama": ("full", True, False, False, (0,)),
+    "sdar": ("block", False, False, True, (0,)),
+    "fast_dllm_v2": ("block", True, True, False, (0,)),
+    "llada2": ("block", False, None, True, (0,)),
+    "llada_moe": ("full", False, False, True, (0,)),
 }
+BLOCKS = {"sdar": 4, "fast_dllm_v2": 32, "llada2": 32}
+FAMILY = {"diffullama": "diffullama"}
+"""What the files of a checkpoint do not say."""
 
 
 def load(name: str) -> tuple[Loaded, Tensor, Tensor]:
     golden = load_file(CHECKPOINTS / name / "golden.safetensors")
-    return load_checkpoint(CHECKPOINTS / name, dtype="float32"), golden["ids"], golden["logits"]
+    family = FAMILY.get(name.partition("-")[0], "")
+    return load_checkpoint(CHECKPOINTS / name, dtype="float32", family=family), golden["ids"], golden["logits"]
 
 
 def whole(loaded: Loaded, ids: Tensor) -> Tensor:
@@ -48,9 +57,13 @@ def test_logits_equal_the_official_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_says_what_the_family_is(name: str) -> None:
-    c = load(name)[0].model.config
-    layout, shift, bias, norm, stops = SHAPES[name.partition("-")[0]]
-    assert (c.layout.kind, c.shift, c.qk_norm) == (layout, shift, norm)
+    loaded, ids, _ = load(name)
+    c, family = loaded.model.config, name.partition("-")[0]
+    layout, shift, bias, norm, stops = SHAPES[family]
+    assert (c.family, c.layout.kind, c.shift, c.qk_norm) == (family, layout, shift, norm)
+    if layout == "block":
+        assert c.layout == Layout("block", BLOCKS[family], grid="absolute", prompt="blocks")
+        assert ids.shape[1] % c.layout.size
     assert bias is None or c.qkv_bias == bias
     assert stops is None or c.eos_ids == stops
     assert c.mask_id == (-1 if c.autoregressive else 5)

@@ -1,16 +1,17 @@
-"""The families: which configuration keys and weight names of published checkpoints mean what in our transformer."""
+"""Configurations of checkpoints, read by the tables of the families, and where each stored tensor goes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from math import inf
+from dataclasses import dataclass, fields, replace
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import UserError
-from unmask.models.config import Layout, ModelConfig, RopeScaling
+from unmask.errors import UserError, suggest
+from unmask.models.config import Experts, Layout, ModelConfig, RopeScaling
+from unmask.models.tables import FAMILIES, Family
 
 Json = Mapping[str, Any]
 
@@ -24,188 +25,69 @@ class Place:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Family:
-    """One published architecture as data.
-
-    `keys`: our size -> its key in config.json, alternatives separated by "|". `fixed`: what the family always is.
-    `required`: keys that may only hold one of these values (an absent key is fine). `names`: published weight name ->
-    ours, with {} for the layer; `part` in ("q", "k", "v", "gate", "up") marks the pieces of a fused matrix.
-    `stops`: ids that end an answer beside those the files name. `mask_id` where config.json does not say.
-    """
-
-    name: str
-    architecture: str
-    model_type: str
-    keys: Mapping[str, str]
-    names: Mapping[str, str]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    stops: tuple[int, ...] = ()
-    mask_id: int = -1
-
-
-QWEN_KEYS = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "ff": "intermediate_size",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings",
-}
-LLADA_KEYS = {
-    "vocab_size": "embedding_size|vocab_size",
-    "d_model": "d_model",
-    "layers": "n_layers",
-    "heads": "n_heads",
-    "ff": "mlp_hidden_size",
-    "kv_heads": "n_kv_heads",
-    "norm_eps": "rms_norm_eps",
-    "tied": "weight_tying",
-    "max_positions": "max_sequence_length",
-    "qkv_bias": "include_qkv_bias",
-}
-QWEN_NAMES = {
-    "model.embed_tokens.weight": "embed.weight",
-    "model.layers.{}.input_layernorm.weight": "blocks.{}.attn_norm.weight",
-    "model.layers.{}.self_attn.q_proj.weight": "blocks.{}.attn.qkv.weight:q",
-    "model.layers.{}.self_attn.k_proj.weight": "blocks.{}.attn.qkv.weight:k",
-    "model.layers.{}.self_attn.v_proj.weight": "blocks.{}.attn.qkv.weight:v",
-    "model.layers.{}.self_attn.q_proj.bias": "blocks.{}.attn.qkv.bias:q",
-    "model.layers.{}.self_attn.k_proj.bias": "blocks.{}.attn.qkv.bias:k",
-    "model.layers.{}.self_attn.v_proj.bias": "blocks.{}.attn.qkv.bias:v",
-    "model.layers.{}.self_attn.o_proj.weight": "blocks.{}.attn.out.weight",
-    "model.layers.{}.self_attn.q_norm.weight": "blocks.{}.attn.q_norm.weight",
-    "model.layers.{}.self_attn.k_norm.weight": "blocks.{}.attn.k_norm.weight",
-    "model.layers.{}.post_attention_layernorm.weight": "blocks.{}.mlp_norm.weight",
-    "model.layers.{}.mlp.gate_proj.weight": "blocks.{}.mlp.gate_up.weight:gate",
-    "model.layers.{}.mlp.up_proj.weight": "blocks.{}.mlp.gate_up.weight:up",
-    "model.layers.{}.mlp.down_proj.weight": "blocks.{}.mlp.down.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "head.weight",
-}
-LLADA_NAMES = {
-    "model.transformer.wte.weight": "embed.weight",
-    "model.transformer.blocks.{}.attn_norm.weight": "blocks.{}.attn_norm.weight",
-    "model.transformer.blocks.{}.q_proj.weight": "blocks.{}.attn.qkv.weight:q",
-    "model.transformer.blocks.{}.k_proj.weight": "blocks.{}.attn.qkv.weight:k",
-    "model.transformer.blocks.{}.v_proj.weight": "blocks.{}.attn.qkv.weight:v",
-    "model.transformer.blocks.{}.q_proj.bias": "blocks.{}.attn.qkv.bias:q",
-    "model.transformer.blocks.{}.k_proj.bias": "blocks.{}.attn.qkv.bias:k",
-    "model.transformer.blocks.{}.v_proj.bias": "blocks.{}.attn.qkv.bias:v",
-    "model.transformer.blocks.{}.attn_out.weight": "blocks.{}.attn.out.weight",
-    "model.transformer.blocks.{}.ff_norm.weight": "blocks.{}.mlp_norm.weight",
-    "model.transformer.blocks.{}.ff_proj.weight": "blocks.{}.mlp.gate_up.weight:gate",
-    "model.transformer.blocks.{}.up_proj.weight": "blocks.{}.mlp.gate_up.weight:up",
-    "model.transformer.blocks.{}.ff_out.weight": "blocks.{}.mlp.down.weight",
-    "model.transformer.ln_f.weight": "norm.weight",
-    "model.transformer.ff_out.weight": "head.weight",
-}
-CAUSAL = {"layout": Layout("causal"), "shift": True}
-SILU = {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
-LLADA_SHAPE = {
-    "block_type": ("llama",),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "alibi": (False, None),
-    "include_bias": (False, None),
-    "attention_layer_norm": (False, None),
-    "bias_for_layer_norm": (False, None),
-    "layer_norm_with_affine": (True, None),
-    "scale_logits": (False, None),
-    "input_emb_norm": (False, None),
-    "clip_qkv": (None,),
-    "multi_query_attention": (False, None),
-}
-FAMILIES = (
-    Family(
-        name="llada",
-        architecture="LLaDAModelLM",
-        model_type="llada",
-        keys=LLADA_KEYS,
-        names=LLADA_NAMES,
-        required=LLADA_SHAPE,
-        stops=(126081, 126348),
-        mask_id=126336,
-    ),
-    Family(
-        name="dream",
-        architecture="DreamModel",
-        model_type="Dream",
-        keys=QWEN_KEYS,
-        names=QWEN_NAMES,
-        fixed={"shift": True, "qkv_bias": True},
-        required=SILU,
-        stops=(151643, 151645),
-        mask_id=151666,
-    ),
-    Family(
-        name="llama",
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        keys=QWEN_KEYS,
-        names=QWEN_NAMES,
-        fixed=CAUSAL,
-        required={**SILU, "attention_bias": (False, None), "mlp_bias": (False, None)},
-    ),
-    Family(
-        name="qwen2",
-        architecture="Qwen2ForCausalLM",
-        model_type="qwen2",
-        keys=QWEN_KEYS,
-        names=QWEN_NAMES,
-        fixed={**CAUSAL, "qkv_bias": True},
-        required=SILU,
-    ),
-    Family(
-        name="qwen3",
-        architecture="Qwen3ForCausalLM",
-        model_type="qwen3",
-        keys=QWEN_KEYS,
-        names=QWEN_NAMES,
-        fixed={**CAUSAL, "qk_norm": True},
-        required={**SILU, "attention_bias": (False, None)},
-    ),
-)
 OWN = "UnmaskTransformer"
 IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached)$")
 HEADS = {"lm_head.weight", "model.transformer.ff_out.weight", "head.weight"}
 POSITIVE = {
     *("vocab_size", "d_model", "layers", "heads", "ff", "kv_heads"),
     *("head_dim", "max_positions", "token_count", "original"),
+    *("count", "top", "groups", "top_groups"),
 }
-NUMBERS = {"rope_theta", "norm_eps", "factor", "low", "high"}
-FLAGS = {"qkv_bias", "qk_norm", "tied", "shift"}
-LIMITS = {"layers": 4096, "max_positions": 1 << 22}
+COUNTS = {"rotary", "shared", "dense"}
+NUMBERS = {"rope_theta", "norm_eps", "factor", "low", "high", "scale"}
+FLAGS = {"qkv_bias", "qk_norm", "tied", "shift", "bias", "normalise"}
+LIMITS = {"layers": 4096, "max_positions": 1 << 22, "count": 4096}
 """What is built before the weights are compared with it must not exhaust the machine."""
-OPTIONAL = {"kv_heads": 0, "head_dim": 0, "tied": False, "qkv_bias": False, "max_positions": 4096, "norm_eps": 1e-6}
+OPTIONAL = {
+    **{"kv_heads": 0, "head_dim": 0, "max_positions": 4096, "norm_eps": 1e-6},
+    **{"tied": False, "qkv_bias": False, "qk_norm": False},
+    **{"shared": 0, "dense": 0, "groups": 1, "top_groups": 1, "scale": 1.0},
+}
 
 
 def supported() -> str:
     """The architectures that can be loaded, for people."""
-    return ", ".join([*(f.architecture for f in FAMILIES), OWN])
+    return ", ".join(dict.fromkeys([*(name for f in FAMILIES for name in f.architectures), OWN]))
 
 
-def config_of(raw: Json, generation: Json, where: str | Path) -> ModelConfig:
-    """Read config.json (`raw`) and generation_config.json into a ModelConfig; UserError for what we cannot run."""
-    said = raw.get("architectures") or [
-        f.architecture for f in FAMILIES if f.model_type == raw.get("model_type") or f.name == raw.get("model_type")
-    ]
+def config_of(raw: Json, generation: Json, where: str | Path, *, family: str = "", block: int = 0) -> ModelConfig:
+    """Read config.json (`raw`) and generation_config.json into a ModelConfig; UserError for what we cannot run.
+
+    `family`: which of the families that share an architecture it is; the first if empty. `block`: size of the
+    attention's blocks, for a model that attends in blocks: that trained, a multiple or a part of it.
+    """
+    if family and family not in (known := [f.name for f in FAMILIES]):
+        raise suggest(family, known, "family")
     try:
-        if OWN in said:
-            return own_config(raw)
-        family = next((f for f in FAMILIES if f.architecture in said), None)
-        if family is not None:
-            return published_config(family, raw, generation)
+        said = raw.get("architectures") or guessed(raw)
+        fitting = [f for f in FAMILIES if set(f.architectures) & set(said) and family in ("", f.name)]
+        if OWN in said and not family:
+            return resized(own_config(raw), block)
+        if fitting:
+            return resized(published_config(fitting[0], raw, generation, block), block)
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where}: config.json: {error}") from error
     named = ", ".join(map(str, said)) or raw.get("model_type") or "not named in config.json"
+    if family:
+        raise UserError(f"{where}: architecture {named} is not of family {family!r}; leave family out")
     raise UserError(f"{where}: architecture {named} is not supported; supported are {supported()}")
+
+
+def guessed(raw: Json) -> list[str]:
+    """Architectures of the families of a `model_type`, the one first that most of the keys belong to."""
+    fitting = [f for f in FAMILIES if raw.get("model_type") in (f.model_type, f.name)]
+    lacking = {f.name: sum(not any(k in raw for k in keys.split("|")) for keys in f.keys.values()) for f in fitting}
+    return [name for f in sorted(fitting, key=lambda f: lacking[f.name])[:1] for name in f.architectures]
+
+
+def resized(config: ModelConfig, block: int) -> ModelConfig:
+    """The config with its attention's blocks of another size (0: as they are)."""
+    if not block:
+        return config
+    positive(block, "block")
+    if config.layout.kind != "block":
+        raise UserError(f"this model's attention is {config.layout.kind}, not in blocks; leave block out")
+    return replace(config, layout=config.layout.resized(block))
 
 
 def own_config(raw: Json) -> ModelConfig:
@@ -216,21 +98,22 @@ def own_config(raw: Json) -> ModelConfig:
         raise UserError(f"unknown key {', '.join(unknown)}; a newer version of unmask may have written it")
     for key in ("vocab_size", "d_model", "layers", "heads", "ff"):
         positive(values.get(key), key)
-    scaling = values.get("rope_scaling")
+    scaling, experts = values.get("rope_scaling"), values.get("experts")
     values["layout"] = Layout(**values.get("layout", {}))
     values["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
+    values["experts"] = None if experts is None else Experts(**experts)
     values["eos_ids"] = tuple(values.get("eos_ids", ()))
     return checked(ModelConfig(**values))
 
 
-def published_config(family: Family, raw: Json, generation: Json) -> ModelConfig:
+def published_config(family: Family, raw: Json, generation: Json, block: int = 0) -> ModelConfig:
     """A family's config.json: sizes by its key table, ids by what the files say and the family knows."""
     for key, values in family.required.items():
         if key in raw and raw[key] not in values:
-            raise UserError(f"{key} is {raw[key]!r}; {family.architecture} is supported with {values[0]!r} only")
+            raise UserError(f"{key} is {raw[key]!r}; {family.architectures[0]} is supported with {values[0]!r} only")
     if raw.get("quantization_config"):
         raise UserError("quantized weights are not supported; use the checkpoint they were made from")
-    sizes = {ours: size_of(raw, ours, keys) for ours, keys in family.keys.items()}
+    sizes = {ours: size_of(raw, ours, keys) for ours, keys in family.keys.items() if ours != "rotary"}
     vocabulary = sizes["vocab_size"]
     theta, scaling = rope_of(raw)
     mask = raw.get("mask_token_id")
@@ -239,28 +122,77 @@ def published_config(family: Family, raw: Json, generation: Json) -> ModelConfig
         raise UserError(f"mask_token_id {mask} is outside the vocabulary of {vocabulary}")
     ends = [*ids(raw.get("eos_token_id")), *ids(generation.get("eos_token_id")), *family.stops]
     starts = [*ids(raw.get("bos_token_id")), *ids(generation.get("bos_token_id"))]
-    return checked(
-        ModelConfig(
-            **{**sizes, **family.fixed},
-            rope_theta=theta,
-            rope_scaling=scaling,
-            mask_id=mask,
-            eos_ids=tuple(dict.fromkeys(i for i in ends if 0 <= i < vocabulary)),
-            bos_id=next((i for i in starts if 0 <= i < vocabulary), -1),
-            token_count=min(vocabulary, raw.get("vocab_size") or vocabulary),
-            family=family.name,
-        )
+    config = ModelConfig(
+        **{**sizes, **family.fixed},
+        rope_theta=theta,
+        rope_scaling=scaling,
+        experts=experts_of(family, raw),
+        mask_id=mask,
+        eos_ids=tuple(dict.fromkeys(i for i in ends if 0 <= i < vocabulary)),
+        bos_id=next((i for i in starts if 0 <= i < vocabulary), -1),
+        token_count=min(vocabulary, raw.get("vocab_size") or vocabulary),
+        family=family.name,
     )
+    rotary = rotary_of(raw, family, config.head_dim)
+    return checked(replace(config, rotary=rotary, layout=layout_of(raw, family, block) or config.layout))
+
+
+def layout_of(raw: Json, family: Family, block: int) -> Layout | None:
+    """The layout of a family that attends in blocks, counted from position 0, the prompt being in blocks as well."""
+    if family.block is None:
+        return None
+    key, default = family.block
+    size = default or block if raw.get(key) is None else positive(raw[key], key)
+    if not size:
+        raise UserError(f"{key}, the size of the attention's blocks, is missing; give it as block")
+    return Layout("block", size, grid="absolute", prompt="blocks")
+
+
+def rotary_of(raw: Json, family: Family, head_dim: int) -> int:
+    """How many dimensions of a head are rotated; 0 is all."""
+    share = raw.get(family.keys.get("rotary", ""))
+    if share is None or share == 1:
+        return 0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise UserError(f"{family.keys['rotary']} must be a number above 0 and at most 1, not {share!r}")
+    return int(head_dim * share)
+
+
+def experts_of(family: Family, raw: Json) -> Experts | None:
+    """The mixture of experts, for a family that has one."""
+    if not family.experts:
+        return None
+    found = {ours: size_of(raw, ours, keys) for ours, keys in family.experts.items()}
+    fixed = dict(family.routing)
+    if "normalise" in fixed:
+        fixed["normalise"] = found["top"] > 1
+    return Experts(**found, **fixed)
 
 
 def size_of(raw: Json, ours: str, keys: str) -> Any:
-    """One size by its published key (alternatives separated by "|"); optional ones have our default."""
-    value = next((raw[k] for k in keys.split("|") if raw.get(k) is not None), None)
-    if value is None and ours in OPTIONAL:
+    """One size by its published key (alternatives separated by "|", factors by "*"); optional ones have a default."""
+    key = keys.partition("|")[0]
+    found = [k for k in keys.split("|") if all(raw.get(part) is not None for part in k.split("*"))]
+    if not found and ours in OPTIONAL:
         return OPTIONAL[ours]
-    if ours in ("tied", "qkv_bias"):
-        return bool(value)
-    return float(value) if ours == "norm_eps" else positive(value, keys.partition("|")[0])  # type: ignore[arg-type]
+    values: list[Any] = [raw[part] for part in found[0].split("*")] if found else [None]
+    if ours in FLAGS:
+        return bool(values[0])
+    if ours in NUMBERS:
+        return float(values[0])
+    if ours == "dense" and isinstance(values[0], list):
+        return leading(values[0], key)
+    if ours in COUNTS and 0 in values:
+        return 0
+    return prod(positive(value, key) for value in values)
+
+
+def leading(kinds: list[Any], key: str) -> int:
+    """How many layers are dense, from a list of 0 (dense) and 1 (experts) a layer; they must be the first ones."""
+    count = kinds.index(1) if 1 in kinds else len(kinds)
+    if kinds != [0] * count + [1] * (len(kinds) - count):
+        raise UserError(f"{key} is {kinds!r:.80}; dense layers are supported before all layers of experts only")
+    return count
 
 
 def positive(value: Any, key: str) -> int:
@@ -295,28 +227,36 @@ def ids(value: Any) -> list[int]:
 
 def checked(config: ModelConfig) -> ModelConfig:
     """The config, if a transformer can be built of it; UserError otherwise."""
-    for name, value in [(f.name, getattr(part, f.name)) for part in parts_of(config) for f in fields(part)]:
-        if name in POSITIVE:
-            positive(value, name)
-        elif name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf):
-            raise UserError(f"{name} must be a positive number, not {value!r}")
-        elif name in FLAGS and not isinstance(value, bool):
-            raise UserError(f"{name} must be true or false, not {value!r}")
-    for name, limit in LIMITS.items():
-        if getattr(config, name) > limit:
-            raise UserError(f"{name} is {getattr(config, name)}; more than {limit} is not supported")
+    for part in parts_of(config):
+        for f in fields(part):
+            check_number(f.name, getattr(part, f.name))
     if not all(type(i) is int and i < config.vocab_size for i in (config.mask_id, config.bos_id, *config.eos_ids)):
         raise UserError(f"special ids must be integers within the vocabulary of {config.vocab_size}")
-    if config.head_dim % 2:
-        raise UserError(f"a head of {config.head_dim} dimensions cannot be rotated; it must be even")
+    if config.head_dim % 2 or config.rotary % 2 or config.rotary > config.head_dim:
+        some = f"{config.rotary} of " if config.rotary else ""
+        raise UserError(f"a head cannot be rotated in {some}{config.head_dim} dimensions; they must be even and fit")
     if not config.head_dim * config.heads:
         raise UserError(f"d_model {config.d_model} is too small for {config.heads} heads")
     return config
 
 
-def parts_of(config: ModelConfig) -> list[ModelConfig | RopeScaling]:
+def check_number(name: str, value: Any) -> None:
+    """UserError if a field of this name cannot hold the value."""
+    if name in POSITIVE:
+        positive(value, name)
+    elif name in COUNTS and (type(value) is not int or value < 0):
+        raise UserError(f"{name} must be an integer of at least 0, not {value!r}")
+    elif name in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf):
+        raise UserError(f"{name} must be a positive number, not {value!r}")
+    elif name in FLAGS and not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, not {value!r}")
+    if name in LIMITS and value > LIMITS[name]:
+        raise UserError(f"{name} is {value}; more than {LIMITS[name]} is not supported")
+
+
+def parts_of(config: ModelConfig) -> list[ModelConfig | RopeScaling | Experts]:
     """The config and the records inside it that hold numbers."""
-    return [config] if config.rope_scaling is None else [config, config.rope_scaling]
+    return [part for part in (config, config.rope_scaling, config.experts) if part is not None]
 
 
 def places_of(config: ModelConfig, shapes: Mapping[str, Iterable[int]]) -> dict[str, Place]:
@@ -328,18 +268,25 @@ def places_of(config: ModelConfig, shapes: Mapping[str, Iterable[int]]) -> dict[
     found = {}
     for theirs, ours in family.names.items():
         name, _, part = ours.partition(":")
+        experts = range(config.experts.count) if config.experts and theirs.count("{}") == 2 else (0,)
         for layer in range(config.layers) if "{}" in theirs else (0,):
             if (full := name.format(layer)) in whole:
-                first, rows = span(config, part, whole[full][0])
-                found[theirs.format(layer)] = Place(full, first, (rows, *whole[full][1:]))
+                for expert in experts:
+                    first, rows = span(config, part, whole[full][0], expert)
+                    found[theirs.format(layer, expert)] = Place(full, first, (rows, *whole[full][1:]))
     return found
 
 
-def span(config: ModelConfig, part: str, rows: int) -> tuple[int, int]:
+def span(config: ModelConfig, part: str, rows: int, expert: int = 0) -> tuple[int, int]:
     """(first row, rows) of a piece of a fused parameter of `rows` rows."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     pieces = {"": (0, rows), "q": (0, q), "k": (q, kv), "v": (q + kv, kv)}
-    return {**pieces, "gate": (0, config.ff), "up": (config.ff, config.ff)}[part]
+    pieces |= {"gate": (0, rows // 2), "up": (rows // 2, rows // 2)}
+    if config.experts is not None:
+        ff, width = config.experts.ff, config.d_model
+        pieces |= {"expert_gate": (2 * expert * ff, ff), "expert_up": ((2 * expert + 1) * ff, ff)}
+        pieces["expert_down"] = (expert * width, width)
+    return pieces[part]
 
 
 def ignored(name: str, config: ModelConfig) -> bool:

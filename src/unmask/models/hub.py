@@ -20,6 +20,8 @@ PATTERNS = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 ]
 
 

@@ -1,4 +1,4 @@
-"""One decoder-only transformer for every family: GQA, optional qkv bias, qk-norm, tied head, RoPE. It has no policy."""
+"""One decoder-only transformer for every family: GQA, RoPE, optional qkv bias, qk-norm, experts. It has no policy."""
 
 from __future__ import annotations
 
@@ -10,40 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.models.config import ModelConfig
+from unmask.models.experts import Mixture
 from unmask.models.kv import KVView
-
-
-class Linear(nn.Linear):
-    """A linear map that computes in the dtype of its input, so that fp32 master weights can train bf16 activations."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
-
-
-class Embedding(nn.Embedding):
-    """A table of vectors that is not drawn on the meta device, where that alone would import a compiler (a second)."""
-
-    def reset_parameters(self) -> None:
-        """Draw the weights, if they are in memory."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with fp32 statistics (Zhang and Sennrich 2019)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D], of the same dtype."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight.to(x.dtype)
+from unmask.models.layers import MLP, Embedding, Linear, RMSNorm
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -52,9 +21,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def rotate_part(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` for the first dimensions of a head, as many as cos and sin have twice; the others stay."""
+    width = 2 * cos.shape[-1]
+    return torch.cat([rotate(x[..., :width], cos, sin), x[..., width:]], -1)
+
+
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position, fp32 [max_positions, head_dim / 2]."""
-    power = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu") / config.head_dim
+    """cos and sin of every position, fp32 [max_positions, rotated dimensions / 2]."""
+    width = config.rotary or config.head_dim
+    power = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
     frequency = config.rope_theta**-power
     if config.rope_scaling is not None:
         frequency = config.rope_scaling.apply(frequency)
@@ -89,31 +65,18 @@ class Attention(nn.Module):
         self.out = Linear(c.heads * c.head_dim, c.d_model, bias=False)
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.rotate = rotate_part if 0 < c.rotary < c.head_dim else rotate
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
         """x [B, Q, D] at the positions of `rope`, seeing what is `visible`, through `kv` where there is one."""
         c, (batch, width, _) = self.config, x.shape
         qkv = self.qkv(x).view(batch, width, c.heads + 2 * c.kv_heads, c.head_dim)
         q, k, v = (t.transpose(1, 2) for t in qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=2))
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        q, k = self.rotate(self.q_norm(q), *rope), self.rotate(self.k_norm(k), *rope)
         if kv is not None:
             k, v = kv.update(self.layer, k, v)
         y = attend(q, k, v, visible)
         return self.out(y.transpose(1, 2).reshape(batch, width, c.heads * c.head_dim))
-
-
-class MLP(nn.Module):
-    """SwiGLU with gate and up projections fused (Shazeer 2020)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up = Linear(config.d_model, 2 * config.ff, bias=False)
-        self.down = Linear(config.ff, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, Q, D] -> [B, Q, D]."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -124,7 +87,8 @@ class Block(nn.Module):
         self.attn_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attn = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
+        sparse = config.experts is not None and layer >= config.experts.dense
+        self.mlp = Mixture(config) if sparse else MLP(config.d_model, config.ff)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
         """x [B, Q, D] at the positions of `rope`, seeing what is `visible`, through `kv` where there is one."""
@@ -204,7 +168,7 @@ class Transformer(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 std = 0.02 if name.startswith("embed") else gain / math.sqrt(p.shape[1])
-                if name.endswith(("attn.out.weight", "mlp.down.weight")):
+                if name.endswith(("attn.out.weight", "down.weight")):
                     std /= math.sqrt(2 * self.config.layers)
                 with torch.no_grad():
                     p.copy_(torch.randn(p.shape, generator=generator) * std)
