@@ -20,6 +20,8 @@ from unmask import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "src" / "unmask" / "zoo"
+STUDENT = "d2f"
+KINDS = {"dllm": "dLLM", "ar": "twin", "D2F student": "D2F student"}
 MARK = re.compile(r"(<!-- begin (\w+) ?([^ >]*) ?-->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -120,7 +122,7 @@ RATES = {"forwards": "forwards a response", "tokens_per_forward": "tokens a forw
 
 def cards() -> str:
     """What the cards of the embedded pair say of their making and of their evaluation."""
-    found = both()
+    found = [*both(), *([card(STUDENT)] if (ZOO / STUDENT / "card.json").is_file() else [])]
     return made(found) + "\n" + accuracy(found)
 
 
@@ -166,7 +168,12 @@ def _some(points: list[Any], count: int) -> list[Any]:
 
 def both() -> list[dict[str, Any]]:
     """The cards of the dLLM and of its twin."""
-    return [json.loads((ZOO / name / "card.json").read_text(encoding="utf-8")) for name in ("dllm", "twin")]
+    return [card(name) for name in ("dllm", "twin")]
+
+
+def card(name: str) -> dict[str, Any]:
+    """The card of an embedded model."""
+    return json.loads((ZOO / name / "card.json").read_text(encoding="utf-8"))
 
 
 def made(found: list[dict[str, Any]]) -> str:
@@ -174,8 +181,7 @@ def made(found: list[dict[str, Any]]) -> str:
     rows = []
     for card in found:
         tokens = card["trained"]["tokens"] + card["trained"].get("tokens_inherited", 0)
-        kind = "dLLM" if card["kind"] == "dllm" else "twin"
-        rows.append([kind, f"{card['parameters']:,}", f"{tokens:,}", card["trained"]["machine"]])
+        rows.append([KINDS[card["kind"]], f"{card['parameters']:,}", f"{tokens:,}", card["trained"]["machine"]])
     return table(["model", "parameters", "tokens seen", "trained on"], rows)
 
 
@@ -188,8 +194,8 @@ def accuracy(found: list[dict[str, Any]]) -> str:
     rows = []
     for kind, r in results:
         scores = [f"{r[k]:.3f}" if k in r else "" for k in shown]
-        model = "dLLM" if kind == "dllm" else "twin"
-        rows.append([r["task"], model, f"`{r['recipe']}`", str(r["items"]), *scores, *(f"{r[k]:.2f}" for k in RATES)])
+        rates = [f"{r[k]:.2f}" for k in RATES]
+        rows.append([r["task"], KINDS[kind], f"`{r['recipe']}`", str(r["items"]), *scores, *rates])
     order = {task: i for i, task in reversed(list(enumerate(row[0] for row in rows)))}
     rows.sort(key=lambda row: order[row[0]])
     return table(["task", "model", "recipe", "prompts", *shown.values(), *RATES.values()], rows)
@@ -197,18 +203,32 @@ def accuracy(found: list[dict[str, Any]]) -> str:
 
 def sampler() -> str:
     """How the joint sampler of the embedded dLLM came about, and its curve, from its card."""
-    file = ZOO / "dllm-joint" / "card.json"
-    if not file.is_file():
+    if not (ZOO / "dllm-joint" / "card.json").is_file():
         return "Not trained yet.\n"
-    card = json.loads(file.read_text(encoding="utf-8"))
-    made, c = card["trained"], card["trained"]["config"]
+    found = card("dllm-joint")
+    made, c = found["trained"], found["trained"]["config"]
     head = (
-        f"{card['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows "
+        f"{found['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows "
         f"in {made['minutes']:.0f} minutes ({made['machine']}), up to {c['k']} tokens a forward, on {c['runs']:,} "
         f"recorded runs of word problems and a third as many of restaurants (seed {c['seed']}, Muon "
         f"{c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
     )
-    rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(card["curve"], 10)]
+    rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(found["curve"], 10)]
+    return head + table(["step", "loss"], rows)
+
+
+def student() -> str:
+    """How the D2F student of the embedded dLLM came about, and its curve, from its card."""
+    if not (ZOO / STUDENT / "card.json").is_file():
+        return "Not trained yet.\n"
+    found = card(STUDENT)
+    made, c = found["trained"], found["trained"]["config"]
+    head = (
+        f"{found['parameters']:,} parameters in blocks of {c['block']}, {made['steps_done']:,} steps, "
+        f"{made['tokens']:,} tokens in {made['minutes']:.0f} minutes ({made['machine']}), noise `{c['schedule']}`, on {found['data']} "
+        f"(seed {c['seed']}, Muon {c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
+    )
+    rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(found["curve"], 10)]
     return head + table(["step", "loss"], rows)
 
 
@@ -289,6 +309,32 @@ def levers(folder: str = "") -> str:
     return told + body + (f"\n{left}" if left else "")
 
 
+def decode(folder: str = "") -> str:
+    """The summary of one folder that `unmask bench decode` wrote: `<!-- begin decode results/decode-... -->`."""
+    from unmask.study import decode_show as show
+
+    if not folder:
+        return "Not measured yet.\n"
+    run, summary = (json.loads((ROOT / folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "summary"))
+    plan, machine = run["config"], run["machine"]
+    roles = ", ".join(f"{role} {name}" for name, role in plan["roles"].items())
+    told = (
+        f"{roles}; {plan['items']} problems of the held-out split, {plan['sheets']} worksheets of the largest size, "
+        f"batch 1, {plan['dtype']}, one thread of {machine['cpu']}, torch {machine['torch']}; seed {plan['seed']}, "
+        f"{summary['bootstrap']['draws']} resamples (`{folder}`). {show.limits(plan)}. {show.LEGEND}\n\n"
+    )
+    parts = {
+        "Questions": (show.QUESTIONS, show.questions(summary)),
+        "One problem on a canvas": (show.CASES, show.cases(summary)),
+        "Worksheets": (show.SHEETS, show.sheets(summary)),
+        "The student over the others": (show.PAIRS, show.pairs(summary)),
+        "The ways to decode": (show.WAYS, show.ways(plan)),
+    }
+    body = "\n".join(f"### {head}\n\n{table(list(heads), rows)}" for head, (heads, rows) in parts.items() if rows)
+    left = "".join(f"- Left out: {one['case']} ({one['why']}).\n" for one in summary["skipped"])
+    return told + body + (f"\n{left}" if left else "")
+
+
 HEADLINE = (
     *("llada", "threshold", "dual", "freecache-lag-quota", "freecache-lag-guided-1"),
     *("ice-template", "marginal-2", "joint-2", "ar"),
@@ -321,8 +367,10 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "rounds": rounds,
     "curve": curve,
     "sampler": sampler,
+    "student": student,
     "bench": bench,
     "levers": levers,
+    "decode": decode,
     "headline": headline,
 }
 

@@ -72,6 +72,51 @@ def levers(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
 ) -> None:
     """Measure what each lever is worth, alone and stacked: accuracy, forwards and speed on held-out problems."""
+    _drawable(plot)
+    from unmask.study.levers import main
+
+    code = main(cases=cases or None, items=items, seed=seed, dtype=dtype, quick=quick, json=json, plot=plot, out=out)
+    raise typer.Exit(code or 0)
+
+
+@app.command()
+def decode(
+    *,
+    models: Annotated[str, typer.Option(help="Names, folders or hub ids joined by commas.")] = "",
+    lengths: Annotated[str, typer.Option(help="Cells of a canvas, joined by commas.")] = "64,256,512",
+    items: Annotated[int, typer.Option(help="Held-out problems.")] = 500,
+    slow_items: Annotated[int, typer.Option(help="Of these, for vanilla on 256 cells or more.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the problems, the order and the bootstrap.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    block: Annotated[int, typer.Option(help="Cells of a block of a model that attends to all.")] = 8,
+    quick: Annotated[bool, typer.Option("--quick", help="A few problems.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against speed, and costs: .png or .svg.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
+) -> None:
+    """Measure a masked model, its block-causal student and an autoregressive model: accuracy and speed by length.
+
+    A model's attention says which of the three it is. Without --models: dllm, d2f and twin, those that are embedded.
+    """
+    _drawable(plot)
+    from unmask.study.decode_bench import main
+
+    named = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    said = {"items": items, "slow": slow_items, "seed": seed, "dtype": dtype, "block": block}
+    code = main(names=named, lengths=_numbers("--lengths", lengths), quick=quick, json=json, plot=plot, out=out, **said)
+    raise typer.Exit(code or 0)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers joined by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} is whole numbers joined by commas, like 64,256, not {text!r:.80}") from None
+
+
+def _drawable(plot: Path | None) -> None:
+    """UserError, before anything is computed, for a picture that could not be drawn or written."""
     from unmask.cli import write
 
     write.check(plot)
@@ -79,10 +124,6 @@ def levers(
         from unmask.study import levers_plot
 
         levers_plot.check(plot)
-    from unmask.study.levers import main
-
-    code = main(cases=cases or None, items=items, seed=seed, dtype=dtype, quick=quick, json=json, plot=plot, out=out)
-    raise typer.Exit(code or 0)
 
 
 def evaluate(

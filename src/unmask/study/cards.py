@@ -30,17 +30,21 @@ COLUMNS = {
 }
 """What is printed, and under which heading."""
 
+USUAL = {"full": ("llada", "threshold"), "block": ("d2f",), "causal": ("ar",)}
+"""Recipes by the attention of the model."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model.
+    """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model, and where
+    none are given those of `USUAL` are taken.
 
     `guide`, and the joint sampler of the folder `sampler`, are loaded if a recipe asks for a second opinion.
     """
 
     model: str = "dllm"
     tasks: tuple[str, ...] = ("problems", "problems-numbers", "problems-templates", "worksheet-8")
-    recipes: tuple[str, ...] = ("llada", "threshold")
+    recipes: tuple[str, ...] = ()
     items: int = 500
     block: int = 8
     batch: int = 32
@@ -66,7 +70,8 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
     """Evaluate, print, and write a results folder; with `card`, also the model's card.json."""
     torch.set_num_threads(1)
     loaded, tokenizer = load(settings.model, settings.dtype)
-    names = ("ar",) if loaded.model.config.autoregressive else settings.recipes
+    kind = loaded.model.config.layout.kind
+    names = settings.recipes if settings.recipes and kind != "causal" else USUAL[kind]
     jobs = [
         (tasks.make(t, settings.items, Path(settings.e2e) if settings.e2e else None), r)
         for t in settings.tasks

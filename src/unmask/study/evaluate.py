@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from unmask import recipes
 from unmask.decode import Canvas, Ledger, Recipe, decode, useful
 from unmask.denoise import dress
+from unmask.denoise.probe import spelled
 from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
 from unmask.recipes import stack
@@ -89,6 +90,7 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """A row for each item of the task, in order of prompt length (close lengths share a batch)."""
     tokenizer.encode_special_tokens = True
+    recipe = spelled(recipe, lambda text: tokenizer.encode(text).ids, tokenizer.decode)
     prompts = [[*e.ids, SEP] for e in tokenizer.encode_batch([i.prompt for i in task.items])]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for at in range(0, len(order), batch):

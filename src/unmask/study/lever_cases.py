@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 PROPHET = "prophet(7.5, 5, 2.5)"
 CACHES = ("prefix", "dual", "dkv", "freecache", "freecache-lag")
@@ -22,6 +23,12 @@ class Case:
     template: bool = False
     """Does it write into a template that fits the number of equations, which it is so told?"""
     model: str = "dllm"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a table says of it."""
+        facts = ("group", "recipe", "model", "template")
+        return {"case": self.name, **{fact: getattr(self, fact) for fact in facts}}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json as jsonlib
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,10 @@ from typing import Any
 from unmask.errors import UserError
 from unmask.generate import Job, Model, load
 from unmask.settings import Settings
-from unmask.study import levers_show, machine, paired, tasks
+from unmask.study import levers_show, paired, tasks
 from unmask.study.bench import one_thread
+from unmask.study.interleaved import check, decoded, interleaved, keep
 from unmask.study.lever_cases import CASES, COMPARISONS, INTERACTIONS, Case, find
-from unmask.study.results import Results
 from unmask.template import CHAINS
 
 LENGTH, BLOCK = 24, 8
@@ -83,61 +79,28 @@ def missing(case: Case, item: tasks.Item, pair: Pair, plan: Plan) -> str:
 
 
 def measure(case: Case, item: tasks.Item, pair: Pair, plan: Plan) -> Row:
-    """Decode one problem: is it right, and what did it cost. Seconds are the ledger's; setting up is told apart."""
-    began = time.perf_counter()
-    model, job = prepare(case, item, pair, plan)
-    ready = time.perf_counter() - began
-    (out,) = model.run(job)
-    report, score = out.ledger, item.score(out.text)
-    right = score["right"]
+    """Decode one problem with one case: is it right, and what did it cost."""
+    out, row = decoded(lambda: prepare(case, item, pair, plan), item)
     if case.template:  # what stands in the answer's own cells, whatever the thinking says
-        right = float(out.regions.get("answer", "").strip() == item.gold.rpartition(" ")[2])
-    return {
-        "right": int(right == 1),
-        "exact": int(score["exact"]),
-        "forwards": report.forwards,
-        "positions": report.positions,
-        "tokens": report.tokens,
-        "useful_tokens": report.useful_tokens,
-        "seconds": report.seconds,
-        "setup_seconds": ready,
-        "helpers": report.helpers,
-        "text": out.text,
-    }
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected until the block is left."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
+        row["right"] = float(out.regions.get("answer", "").strip() == item.gold.rpartition(" ")[2])
+    return {**row, "right": int(row["right"] == 1)}
 
 
 def runs(cases: Sequence[Case], items: Sequence[tasks.Item], pair: Pair, plan: Plan) -> Iterator[Row]:
     """A row a run: problem by problem, all cases on each in a new order, after a warm-up of each case."""
-    for case in cases:
-        measure(case, items[0], pair, plan)
-    order, jobs = random.Random(plan.seed), list(cases)
-    with _uncollected():
-        for number, item in enumerate(items):
-            order.shuffle(jobs)
-            gc.collect()
-            for case in jobs:
-                yield {"case": case.name, "item": number, **measure(case, item, pair, plan)}
+
+    def run(job: tuple[Case, int]) -> Row:
+        case, number = job
+        return {"case": case.name, "item": number, **measure(case, items[number], pair, plan)}
+
+    units = ([(case, number) for case in cases] for number in range(len(items)))
+    return interleaved(units, run, warm=[(case, 0) for case in cases], seed=plan.seed)
 
 
 def _plan(cases: Sequence[str] | None, items: int, quick: bool, **rest: Any) -> Plan:
     names = tuple(dict.fromkeys(find(name).name for name in cases or [case.name for case in CASES]))
     plan = Plan(names, items=min(items, QUICK) if quick else items, **rest)
-    if plan.items < 1:
-        raise UserError(f"items must be at least 1, not {items}")
-    if plan.dtype not in ("float32", "bfloat16", "float64"):
-        raise UserError(f"dtype is float32, bfloat16 or float64, not {plan.dtype!r}")
+    check(plan.items, plan.dtype)
     return plan
 
 
@@ -155,26 +118,9 @@ def _ready(plan: Plan, items: Sequence[tasks.Item], pair: Pair) -> tuple[list[Ca
     return cases, skipped
 
 
-def _measured(cases: Sequence[Case], items: Sequence[tasks.Item], pair: Pair, plan: Plan, results: Results, show: bool):
-    from rich.console import Console
-    from rich.progress import track
-
-    rows, total = [], len(cases) * len(items)
-    todo, console = runs(cases, items, pair, plan), Console(stderr=True)
-    for row in track(todo, "measuring", total=total, console=console, transient=True, disable=not show):
-        results.row(row)
-        rows.append(row)
-    return paired.summarise(
-        cases, rows, comparisons=COMPARISONS, interactions=INTERACTIONS, draws=plan.draws, seed=plan.seed
-    )
-
-
-def _results(plan: Plan, out: Path) -> Results:
-    recipes = {name: find(name).recipe for name in plan.cases}
-    try:
-        return Results.create("levers", {**asdict(plan), "recipes": recipes}, out, seeds=plan.seed)
-    except OSError as error:
-        raise UserError(f"cannot write into {out}: {error.strerror}") from None
+def _summary(cases: Sequence[Case], rows: Sequence[Row], plan: Plan) -> Row:
+    asked = {"comparisons": COMPARISONS, "interactions": INTERACTIONS}
+    return paired.summarise(cases, rows, **asked, draws=plan.draws, seed=plan.seed)
 
 
 def main(
@@ -195,13 +141,19 @@ def main(
     """
     plan = _plan(cases, items, quick, seed=seed, dtype=dtype)
     pair, texts = source(dtype), tasks.word_problems(plan.items, seed=seed).items
+    recipes = {name: find(name).recipe for name in plan.cases}
     with one_thread():
         todo, skipped = _ready(plan, texts, pair)
-        with _results(plan, out or Path("results")) as results:
-            summary = _measured(todo, texts, pair, plan, results, show=not json)
-            where = {**results.run["machine"], "load_after": machine.load()}
-            summary |= {"skipped": skipped, "load_after": where["load_after"]}
-            folder = results.finish(summary)
+        kept = keep(
+            "levers",
+            {**asdict(plan), "recipes": recipes},
+            out,
+            rows=runs(todo, texts, pair, plan),
+            total=len(todo) * len(texts),
+            summarise=lambda rows: {**_summary(todo, rows, plan), "skipped": skipped},
+            show=not json,
+        )
+    summary, where, folder = kept.summary, kept.machine, kept.folder
     if plot is not None:
         from unmask.study.levers_plot import draw
 

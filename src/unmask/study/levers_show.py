@@ -87,10 +87,9 @@ def show(summary: Mapping[str, Any], plan: Mapping[str, Any], where: Mapping[str
 
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, WIDTH)
-    load = ", ".join(map(str, where["load"])) or "unknown"
-    title = f"{plan['items']} held-out problems, batch 1, {plan['dtype']}, {where['threads']} thread; load {load}"
     lines = summary["cases"]
-    console.print(_table(title, ("case", *ALONE), [[one["case"], *alone(one, brief=True)] for one in lines], short=0))
+    whole = [[one["case"], *alone(one, brief=True)] for one in lines]
+    console.print(table(headed(plan, where), ("case", *ALONE), whole, short=0))
     pairs = [[one["case"], *paired(one)] for one in lines if one["paired"]]
     told = "interactions: ln S(both) - ln S(one) - ln S(other); 0 if the two multiply"
     tables = (
@@ -100,13 +99,24 @@ def show(summary: Mapping[str, Any], plan: Mapping[str, Any], where: Mapping[str
     )
     for head, heads, rows, short in tables:
         if rows:
-            console.print("", _table(head, heads, rows, short=short), sep="\n")
+            console.print("", table(head, heads, rows, short=short), sep="\n")
+    close(console, summary, where, LEGEND)
+
+
+def close(console: Any, summary: Mapping[str, Any], where: Mapping[str, Any], legend: str) -> None:
+    """Print what stands below the tables: what was left out and why, how to read them, the machine."""
     for skipped in summary["skipped"]:
         console.print(f"left out: {skipped['case']} ({skipped['why']})")
-    console.print(LEGEND, f"{where['cpu']}, torch {where['torch']}", style="dim", sep="\n")
+    console.print(legend, f"{where['cpu']}, torch {where['torch']}", style="dim", sep="\n")
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, short: int) -> Any:
+def headed(plan: Mapping[str, Any], where: Mapping[str, Any]) -> str:
+    """What all tables of a run have in common."""
+    load = ", ".join(map(str, where["load"])) or "unknown"
+    return f"{plan['items']} held-out problems, batch 1, {plan['dtype']}, {where['threads']} thread; load {load}"
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, short: int) -> Any:
     """A rich table; the first `short` columns and a verdict may be folded."""
     from rich.table import Table
 

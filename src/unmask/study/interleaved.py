@@ -1,0 +1,119 @@
+"""Comparing decoders fairly: interleaved runs of one text each, timed by the ledger, kept with their provenance."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unmask.errors import UserError
+from unmask.generate import Job, Model, Output
+from unmask.study import machine
+from unmask.study.results import Results
+from unmask.study.tasks import Item
+
+DTYPES = ("float32", "bfloat16", "float64")
+Row = dict[str, Any]
+Run = TypeVar("Run")
+
+
+def check(items: int, dtype: str) -> None:
+    """UserError for a number of items or a dtype that nothing can be measured with."""
+    if items < 1:
+        raise UserError(f"items must be at least 1, not {items}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {dtype!r}")
+
+
+def decoded(prepare: Callable[[], tuple[Model, Job]], item: Item) -> tuple[Output, Row]:
+    """Decode one text: is it right, and what did it cost. Seconds are the ledger's; setting up is told apart."""
+    began = time.perf_counter()
+    model, job = prepare()
+    ready = time.perf_counter() - began
+    (out,) = model.run(job)
+    report, score = out.ledger, item.score(out.text)
+    return out, {
+        "right": score["right"],
+        "exact": int(score["exact"]),
+        "forwards": report.forwards,
+        "positions": report.positions,
+        "tokens": report.tokens,
+        "useful_tokens": report.useful_tokens,
+        "seconds": report.seconds,
+        "setup_seconds": ready,
+        "helpers": report.helpers,
+        "text": out.text,
+    }
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected until the block is left."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def interleaved(
+    units: Iterable[Sequence[Run]], run: Callable[[Run], Row], *, warm: Iterable[Run], seed: int
+) -> Iterator[Row]:
+    """A row a run: unit by unit, all runs of each in an order shuffled anew, after the runs of `warm`, untold."""
+    for one in warm:
+        run(one)
+    order = random.Random(seed)
+    with _uncollected():
+        for unit in units:
+            todo = list(unit)
+            order.shuffle(todo)
+            gc.collect()
+            yield from map(run, todo)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a finished folder has: its summary, the machine it was measured on, and where it is."""
+
+    summary: Row
+    machine: Row
+    folder: Path
+
+
+def keep(
+    name: str,
+    config: Row,
+    out: Path | None,
+    *,
+    rows: Iterator[Row],
+    total: int,
+    summarise: Callable[[list[Row]], Row],
+    show: bool,
+) -> Kept:
+    """Write `<out or results>/<name>-<UTC time>` from rows as they come, with a progress bar if they are shown.
+
+    `config` has the `seed`. UserError, before the first row is asked for, for a folder that cannot be written.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    root, found, console = out or Path("results"), [], Console(stderr=True)
+    try:
+        results = Results.create(name, config, root, seeds=config["seed"])
+    except OSError as error:
+        raise UserError(f"cannot write into {root}: {error.strerror}") from None
+    with results:
+        for row in track(rows, "measuring", total=total, console=console, transient=True, disable=not show):
+            results.row(row)
+            found.append(row)
+        summary = summarise(found)
+        where = {**results.run["machine"], "load_after": machine.load()}
+        summary |= {"load_after": where["load_after"]}
+        return Kept(summary, where, results.finish(summary))
