@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from unmask.cli import demo, doctor, generate, recipes, study, trace, train, verify
+from unmask.cli import demo, doctor, generate, recipes, study, trace, train, train_blocks, verify
 from unmask.errors import UserError
 
 USAGE: Any = typer.BadParameter.__base__
@@ -35,7 +35,7 @@ for name, function in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(function)
-app.add_typer(train.app, name="train")
+app.add_typer(train_blocks.app, name="train")
 app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from unmask.models.config import Layout
 from unmask.train import problems, restaurants
 from unmask.train.vocabulary import EOS, PAD, SEP
 
@@ -40,8 +41,10 @@ BUCKETS = (
 MIXTURES: dict[str, tuple[float, ...]] = {
     "even": tuple(b.share for b in BUCKETS),
     "short": (0.46, 0.10, 0.06, 0.06, 0.26, 0.03, 0.02, 0.01),
+    "alone": (0.7, 0.15, 0.1, 0.05, 0.0, 0.0, 0.0, 0.0),
 }
-"""Shares of the steps by bucket: `short` spends two thirds of the tokens on single problems and single restaurants."""
+"""Shares of the steps by bucket: `short` spends two thirds of the tokens on single problems and single restaurants,
+`alone` all of them on problems."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,28 @@ class Batch:
     tokens: Tensor
     valid: Tensor
     prompt: int
+
+    @property
+    def position(self) -> Tensor:
+        """[B, P + R]: absolute position of each cell, counted from the row's first real one."""
+        return (self.valid.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def origin(self) -> Tensor:
+        """[B]: position at which the response begins."""
+        return self.valid[:, : self.prompt].sum(1)
+
+    def blocks(self, layout: Layout) -> Tensor:
+        """[B, R]: the block of each response cell in the layout's grid, that of the first one being 0."""
+        group = layout.groups(self.position, self.origin)[:, self.prompt :]
+        return group - group[:, :1]
+
+    def counted(self, layout: Layout, eos: int) -> Tensor:
+        """[B, R] bool: response cells of blocks that do not lie wholly behind the first EOS."""
+        block = self.blocks(layout)
+        ended = self.tokens[:, self.prompt :] == eos
+        first = torch.where(ended.cumsum(1) == 0, block.shape[1], block).amin(1, keepdim=True)
+        return block <= first
 
 
 def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], bucket: Bucket) -> Batch:
@@ -77,9 +102,12 @@ class Mixture:
     tokens: int = 4608
     buckets: tuple[Bucket, ...] = BUCKETS
     shares: str = "even"
+    share: tuple[int, int] = (0, 1)
+    """(number of this process, how many there are): each draws batches of its own."""
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
+        step = step * self.share[1] + self.share[0]
         r = random.Random(f"unmask-batch-{self.seed}-{step}")
         bucket = r.choices(self.buckets, MIXTURES[self.shares])[0]
         count = max(4, self.tokens // (bucket.prompt + bucket.response))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 from tokenizers import Tokenizer
 
 from unmask.errors import UserError
+from unmask.generate import Model
+from unmask.models.adapter import save_adapter
 from unmask.models.joint import save_sampler
 from unmask.models.load import save_checkpoint
 from unmask.models.transformer import Transformer
+from unmask.train import lora
+from unmask.train.blocks import BlocksRun, D2FConfig
 from unmask.train.joint import JointTrainer
 from unmask.train.loop import TrainConfig
-from unmask.train.run import read_state
+from unmask.train.run import Run, read_state
 
 TEMPLATE = "{{ messages[-1]['content'] }}<sep>"
 
@@ -73,20 +78,56 @@ def export_sampler(trainer: JointTrainer, out: Path) -> dict[str, Any]:
         "kind": "joint sampler",
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "base": c.base,
-        "trained": {
-            "config": asdict(c),
-            "steps_done": trainer.step,
-            "tokens": trainer.tokens,
-            "minutes": round(trainer.seconds / 60, 1),
-            "torch": torch.__version__,
-            "machine": f"{platform.machine()}, one CPU thread",
-        },
+        "trained": _run(trainer),
         "data": f"the base's own runs: {c.data}",
         "licence": "Apache-2.0",
         "curve": [{k: r[k] for k in ("step", "loss")} for r in _log({"log": str(trainer.folder / "log.jsonl")})],
     }
     write_card(out, card)
     return card
+
+
+def export_blocks(trainer: BlocksRun, source: Model, out: Path) -> dict[str, Any]:
+    """Write the model of a finished run as `out`/model, with the tokenizer of its source and a card; returns the card.
+
+    A LoRA is merged there, and stands alone in `out`/adapter. Of several processes the first writes; others get {}.
+    """
+    c, folder, model = trainer.config, out / "model", trainer.whole()
+    if trainer.processes.rank:
+        return {}
+    if c.rank:
+        adapter = {"base": source.name, "digest": c.base, "layout": model.config.layout}
+        save_adapter(out / "adapter", source.network.config, lora.pairs(model), alpha=c.alpha, **adapter)
+        lora.merge(model)
+    save_checkpoint(model, folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja"):
+        if (source.directory / file).is_file():
+            shutil.copyfile(source.directory / file, folder / file)
+    card = {
+        "kind": "D2F student" if isinstance(c, D2FConfig) else "block diffusion",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "base": source.name,
+        "trained": _run(trainer),
+        "data": c.data,
+        "licence": "Apache-2.0",
+        "curve": [
+            {k: r[k] for k in ("step", "loss", "tokens")} for r in _log({"log": str(trainer.folder / "log.jsonl")})
+        ],
+        "accuracy": [],
+    }
+    write_card(folder, card)
+    return card
+
+
+def _run(trainer: Run) -> dict[str, Any]:
+    return {
+        "config": asdict(trainer.config),
+        "steps_done": trainer.step,
+        "tokens": trainer.tokens,
+        "minutes": round(trainer.seconds / 60, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {trainer.processes.told}",
+    }
 
 
 def _log(state: dict[str, Any]) -> list[dict[str, Any]]:

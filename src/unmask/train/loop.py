@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from unmask.models.config import Layout, ModelConfig
 from unmask.models.transformer import Transformer
 from unmask.train import loss as objective
 from unmask.train import optim
-from unmask.train.batches import Mixture
-from unmask.train.run import Run, read_state
+from unmask.train.batches import Batch, Mixture
+from unmask.train.run import BatchRun, read_state
 from unmask.train.vocabulary import EOS, MASK
 
 Kind = Literal["dllm", "ar"]
@@ -58,7 +59,7 @@ class TrainConfig:
         )
 
 
-class Trainer(Run):
+class Trainer(BatchRun):
     """A run of the embedded pair."""
 
     config: TrainConfig
@@ -67,7 +68,7 @@ class Trainer(Run):
     def __init__(self, config: TrainConfig, mixture: Mixture, folder: Path) -> None:
         model = Transformer(config.model(mixture.tokenizer.get_vocab_size())).initialise(config.seed)
         super().__init__(config, folder, model, optim.build(model, config.muon_lr, config.adam_lr))
-        self.mixture = replace(mixture, seed=config.seed, tokens=config.tokens_per_step, shares=config.mixture)
+        self.source = replace(mixture, seed=config.seed, tokens=config.tokens_per_step, shares=config.mixture)
         self.prepare = objective.ar_inputs if config.kind == "ar" else objective.dllm_inputs
         self.objective = torch.compile(objective.loss, dynamic=False) if config.compile else objective.loss
 
@@ -81,15 +82,8 @@ class Trainer(Run):
             {"config": state["config"], "steps": state["step"], "tokens": state["tokens"]},
         ]
 
-    def train_step(self) -> float:
-        """One batch, one update; returns the loss in nats a cell."""
-        batch = self.mixture.batch(self.step)
-        generator = torch.Generator().manual_seed(self.config.seed * 2_000_003 + self.step)
-        inputs, weight, visible = self.prepare(batch, generator)
+    def loss(self, batch: Batch, draw: torch.Generator) -> Tensor:
+        """Nats a cell."""
+        inputs, weight, visible = self.prepare(batch, draw)
         target = batch.tokens[:, batch.prompt :]
-        value = self.objective(self.model, inputs, target, weight, visible, getattr(torch, self.config.dtype))
-        value.backward()
-        optim.apply(self.optimizers, optim.schedule(self.step, self.config.steps, decay=self.config.decay))
-        self.step += 1
-        self.tokens += batch.tokens.numel()
-        return value.item()
+        return self.objective(self.model, inputs, target, weight, visible, getattr(torch, self.config.dtype))

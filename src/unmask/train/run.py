@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unmask.errors import UserError
+from unmask.train import optim
+from unmask.train.batches import Batch
+
+if TYPE_CHECKING:
+    from unmask.generate import Model
+    from unmask.models.transformer import Transformer
+
+T = TypeVar("T")
 
 
 class RunConfig(Protocol):
@@ -54,6 +63,52 @@ class Progress:
         return self.seconds / max(1, self.step) * (self.steps - self.step)
 
 
+class Alone:
+    """What a run asks of the processes that it is spread over: here there is one, and nothing to do."""
+
+    rank, world = 0, 1
+
+    @property
+    def told(self) -> str:
+        """The machine, in words."""
+        return "one CPU thread"
+
+    def agree(self, question: Callable[[], T]) -> T:
+        """The answer that holds for all processes; a UserError of the question is one of all of them."""
+        return question()
+
+    def load(self, name: str) -> Model:
+        """The model of that name."""
+        from unmask.generate import load
+
+        return load(name)
+
+    def place(self, model: Transformer, dtype: torch.dtype) -> Transformer:
+        """The model where it computes, in `dtype`."""
+        return model
+
+    def move(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors where the model is."""
+        return tensors
+
+    def total(self, *numbers: float) -> list[float]:
+        """Each number's sum over the processes."""
+        return list(numbers)
+
+    def state(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+        """Weights and optimizer states in one piece."""
+        return {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+
+    def restore(self, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
+        """Take what `state` returned."""
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+
+ALONE = Alone()
+
+
 class Run(ABC):
     """One run in one folder: `checkpoint.pt` (latest), `log.jsonl`, `kept-*.pt`."""
 
@@ -61,9 +116,15 @@ class Run(ABC):
     """A frozen dataclass; every run's has at least the fields of `RunConfig`."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+        self,
+        config: RunConfig,
+        folder: Path,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        processes: Alone = ALONE,
     ) -> None:
-        self.config, self.folder = config, Path(folder)
+        self.config, self.folder, self.processes = config, Path(folder), processes
         self.model, self.optimizers = model, optimizers
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -76,28 +137,36 @@ class Run(ABC):
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint, if there is one."""
-        path = self.folder / "checkpoint.pt"
-        if not path.is_file():
+        path, held = self.folder / "checkpoint.pt", {}
+
+        def read() -> dict[str, Any] | None:
+            state = read_state(path) if path.is_file() else None
+            if state is not None:
+                self._check(path, state["config"])
+                held.update({k: state.pop(k) for k in ("model", "optimizers")})
+            return state
+
+        if (state := self.processes.agree(read)) is None:
             return False
-        state = read_state(path)
-        fixed = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "keep", "save_every")}
-        if changed := [k for k, v in fixed.items() if state["config"].get(k) != v]:
-            raise UserError(
-                f"{path} is of a run with another {', '.join(changed)}; use another --out or the same settings"
-            )
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.processes.restore(self.model, self.optimizers, held)
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.history, self.inherited = state["history"], state["inherited"]
         return True
+
+    def _check(self, path: Path, saved: dict[str, Any]) -> None:
+        """UserError if the checkpoint is of another run; a setting that it does not know yet had its default."""
+        known = {f.name: f.default for f in fields(self.config)} | saved
+        fixed = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "keep", "save_every")}
+        if changed := [k for k, v in fixed.items() if known[k] != v]:
+            raise UserError(
+                f"{path} is of a run with another {', '.join(changed)}; use another --out or the same settings"
+            )
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
         return {
             "config": asdict(self.config),
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            **self.processes.state(self.model, self.optimizers),
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -107,10 +176,12 @@ class Run(ABC):
 
     def save(self, name: str = "checkpoint.pt") -> Path:
         """Write a checkpoint under its final name only when it is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path, part = self.folder / name, self.folder / f"{name}.part"
-        torch.save(self.state(), part)
-        os.replace(part, path)
+        state = self.state()
+        if self.processes.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, part)
+            os.replace(part, path)
         return path
 
     def run(
@@ -141,10 +212,47 @@ class Run(ABC):
                 metrics = {}
 
     def _log(self, progress: Progress) -> None:
+        if self.processes.rank:
+            return
         if progress.step % 200 == 0 or progress.metrics or progress.step == progress.steps:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "log.jsonl").open("a") as out:
                 out.write(json.dumps(asdict(progress)) + "\n")
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`, a function of `step` alone."""
+        ...
+
+
+class BatchRun(Run):
+    """A run whose step is one batch of a source; what its loss is, a subclass says."""
+
+    source: Source
+    warmup = 100
+    clip = math.inf
+    """Longest gradient."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, draw: torch.Generator) -> Tensor:
+        """The loss of a batch; all randomness comes from `draw`."""
+
+    def train_step(self) -> float:
+        """A batch in each process, one update; returns their mean loss."""
+        c, p, batch = self.config, self.processes, self.source.batch(self.step)
+        draw = torch.Generator().manual_seed(c.seed * 2_000_003 + self.step * p.world + p.rank)
+        value = self.loss(batch, draw)
+        value.backward()
+        if self.clip < math.inf:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        optim.apply(self.optimizers, optim.schedule(self.step, c.steps, decay=c.decay, warmup=self.warmup))
+        self.step += 1
+        loss, tokens = p.total(value.item(), batch.tokens.numel())
+        self.tokens += int(tokens)
+        return loss / p.world
 
 
 def read_state(path: Path) -> dict[str, Any]:

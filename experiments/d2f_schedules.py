@@ -1,0 +1,87 @@
+"""Does the noise of a D2F student's blocks matter? Students of the embedded dLLM, alike but for their schedule.
+
+    python experiments/d2f_schedules.py [--steps 500] [--items 500] [--runs runs/d2f-schedules]
+
+Each is trained on word problems alone (resumable) and decodes the same held-out problems, block after block and in a
+pipeline. Rows and summary: a folder of results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+import unmask
+from unmask.study import evaluate, tasks
+from unmask.study.results import Results
+from unmask.train.batches import BUCKETS, MIXTURES, Mixture
+from unmask.train.blocks import D2FConfig, D2FTrainer
+
+STUDENTS = {
+    "monotone": {"schedule": "monotone", "low": 0.2, "high": 0.7},
+    "random": {"schedule": "random", "low": 0.2, "high": 0.7},
+    "monotone to 1": {"schedule": "monotone", "low": 0.0, "high": 1.0},
+    "random to 1": {"schedule": "random", "low": 0.0, "high": 1.0},
+    "ramp": {"schedule": "ramp"},
+}
+RECIPES = {"serial": "d2f(0.9, 1.0, 1.0)", "pipeline": "d2f(0.9, 0.1, 0.95)"}
+BLOCK = 8
+
+
+def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> torch.nn.Module:
+    """The student of one schedule after `steps` steps of single word problems."""
+    MIXTURES["single"] = (1.0,)
+    source = Mixture(teacher.tokenizer.inner, [], seed, buckets=BUCKETS[:1], shares="single")
+    config = D2FConfig(steps=steps, seed=seed, block=BLOCK, save_every=100, data="single word problems")
+    trainer = D2FTrainer(replace(config, **STUDENTS[name]), teacher.network, source, folder)
+    trainer.resume()
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=steps, completed=trainer.step)
+        for progress in trainer.run():
+            bar.update(task, completed=progress.step, description=f"{name}, loss {progress.loss:.3f}")
+    return trainer.model.eval()
+
+
+def interval(values: np.ndarray, seed: int = 0) -> list[float]:
+    """Mean of per-item values and its 95% bootstrap interval."""
+    draws = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
+    return [float(values.mean()), *map(float, np.percentile(draws, [2.5, 97.5]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--runs", type=Path, default=Path("runs/d2f-schedules"))
+    said = parser.parse_args()
+    torch.set_num_threads(1)
+    teacher = unmask.load()
+    task = tasks.word_problems(said.items)
+    right: dict[tuple[str, str], np.ndarray] = {}
+    with Results.create("d2f-schedules", vars(said) | {"students": STUDENTS, "recipes": RECIPES}) as results:
+        for name in STUDENTS:
+            student = train(name, teacher, said.steps, said.seed, said.runs / name.replace(" ", "-"))
+            for way, text in RECIPES.items():
+                recipe = evaluate.recipe_for(student, text, task.length, block=BLOCK)
+                found = evaluate.evaluate(student, teacher.tokenizer.inner, task, recipe)
+                right[name, way] = np.array([row["right"] for row in found.rows])
+                for row in found.rows:
+                    results.row({"student": name, "way": way, **row})
+                print(f"{name:14} {way:9} right {found.scores['right']:.3f} forwards {found.forwards:.2f}", flush=True)
+        rows = [
+            {"student": n, "way": w, "right": interval(v), "over monotone": interval(v - right["monotone", w])}
+            for (n, w), v in right.items()
+        ]
+        print(results.finish({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
