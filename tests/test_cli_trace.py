@@ -196,7 +196,7 @@ def test_record_has_all_options_of_generate_that_say_how_to_decode(run) -> None:
 
     theirs, mine = (inspect.signature(f, eval_str=True).parameters for f in (generate.generate, trace.record))
     shared = theirs.keys() - set(trace.OWN)
-    assert shared <= mine.keys() and shared - set(NAMES) == {"model", "suffix", "dtype", "device"}
+    assert shared <= mine.keys() and shared - set(NAMES) == {"model", "suffix", *trace.LOADED}
     assert all(mine[name].default == theirs[name].default for name in shared)
     help_text = run("record", "--help")[1]
     assert all(f"--{name.replace('_', '-')}" in help_text for name in shared)

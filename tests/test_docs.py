@@ -147,7 +147,7 @@ def commands() -> dict[str, set[str]]:
     return dict(inside(typer.main.get_command(app), ""))
 
 
-WORDS = re.compile(r" ((?:[a-z]+ \| )*[a-z]+)(.*)")
+WORDS = re.compile(r" ((?:[a-z0-9]+ \| )*[a-z0-9]+)(.*)")
 """A command, or several with bars between them, and the rest of the line."""
 
 

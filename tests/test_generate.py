@@ -15,7 +15,7 @@ from unmask.decode import best, ended, everything, finished
 from unmask.generate import Model
 from unmask.models.config import Layout
 from unmask.models.joint import JointSampler, digest, save_sampler
-from unmask.settings import ALIASES, REFUSED, Settings, from_expression, resolve
+from unmask.settings import ALIASES, REFUSED, Settings, choose, from_expression, resolve
 from unmask.train.vocabulary import EOS, MASK
 
 PROMPT = embedded.PROMPT
@@ -47,6 +47,12 @@ def twin(folder) -> Model:
 @pytest.fixture(scope="module")
 def blockwise(folder) -> Model:
     return unmask.load(embedded.build(folder / "block", layout=Layout("block", size=8)))
+
+
+@pytest.fixture(scope="module")
+def absolute(folder) -> Model:
+    layout = Layout("block", size=8, grid="absolute", prompt="blocks")
+    return unmask.load(embedded.build(folder / "absolute", layout=layout))
 
 
 def test_generate(model):
@@ -97,8 +103,9 @@ def test_suffix_is_given(model):
 
 
 @pytest.mark.parametrize("name", sorted(recipes.entries()))
-def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, sampler):
-    chosen = {"ar": twin, "d2f": blockwise}.get(name, model)
+def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, absolute, sampler):
+    serial = name.startswith(("sdar", "llada2", "fast-dllm-v2"))
+    chosen = {"ar": twin, "d2f": blockwise}.get(name, absolute if serial else model)
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
     made = recipes.get(name)
     settings |= {"guide": twin} if made.guided else {}
@@ -107,6 +114,26 @@ def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, sampler):
     out = chosen.generate(PROMPT, recipe=name, length=20, **settings)
     assert out.recipe.name == name
     assert out.ledger.forwards <= 24 + out.ledger.revised
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 21])
+def test_a_block_causal_model_is_written_as_it_was_trained(length, blockwise, absolute):
+    """Blocks trained on decided ones before them are written one by one; a response may be shorter than a block."""
+    assert blockwise.generate(PROMPT, length=length).recipe.name == "d2f"
+    out = absolute.generate([PROMPT, "Q1 a"], length=length)
+    assert [o.recipe.name for o in out] == ["fast-dllm-v2"] * 2  # its logits are shifted
+    assert all(len(o.tokens) <= length and o.canvas.done.all() for o in out)
+    for family, shift, name in (
+        ("sdar", False, "sdar"),
+        ("llada2", False, "llada2"),
+        ("fast_dllm_v2", True, "fast-dllm-v2"),
+    ):
+        config = replace(absolute.network.config, family=family, shift=shift)
+        recipe = choose(Settings(threshold=0.7), config, length)
+        assert recipe.name == name and "blocks(8, grid='absolute')" in repr(recipe) and "0.7" in repr(recipe)
+        if not shift:
+            with pytest.raises(UserError, match="logits are not shifted; use 'sdar' or 'llada2'"):
+                choose(Settings(recipe="fast-dllm-v2"), config, length)
 
 
 def test_llada_commits_one_cell_a_step(model):
@@ -239,7 +266,7 @@ def test_models_and_recipes_that_do_not_go_together(twin, blockwise):
     with pytest.raises(UserError, match="cannot write towards a suffix"):
         twin.generate(PROMPT, length=8, suffix="#### 9")
     with pytest.raises(UserError, match="attends in blocks of 8"):
-        blockwise.generate(PROMPT, length=16, recipe="d2f", block=4)
+        blockwise.generate(PROMPT, length=16, recipe="d2f", block=5)
 
 
 def test_recipes_as_file_expression_and_value(model, tmp_path):

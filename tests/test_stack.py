@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import embedded
 import unmask
 from unmask import recipes
 from unmask.cli import main
+from unmask.decode.probe import Probing
 from unmask.errors import UserError
 from unmask.models.joint import JointSampler, digest, save_sampler
 from unmask.recipes import stack
 from unmask.recipes.levers import levers
 from unmask.settings import Settings, from_expression, read
+from unmask.study import evaluate
+from unmask.study.tasks import Item, Task
 
 TYPED = "dual + threshold(0.9) + prophet(7.5, 5, 2.5)"
 
@@ -61,7 +65,8 @@ def test_a_stack_is_the_published_recipe(text: str, name: str) -> None:
 
 
 def test_every_published_method_of_masked_models_is_a_stack_or_has_a_schedule_of_its_own() -> None:
-    assert set(recipes.entries()) - set(PUBLISHED.values()) == {"ar", "dream", "dream-origin"}
+    serial = {"sdar", "sdar-static", "llada2", "llada21", "fast-dllm-v2", "fast-dllm-v2-cache"}
+    assert set(recipes.entries()) - set(PUBLISHED.values()) == {"ar", "dream", "dream-origin"} | serial
 
 
 @pytest.mark.parametrize("name", ["dual", "prefix", "prophet", "wino", "factor", "blend", "guided"])
@@ -148,7 +153,7 @@ def test_a_typo_is_told_with_its_place_and_the_nearest_lever_alone() -> None:
         stack.build("dual + treshold(0.9)")
     place = "at column 8 of 'dual + treshold(0.9)'"
     assert str(caught.value) == f"unknown lever 'treshold' {place}; did you mean 'threshold'?"
-    with pytest.raises(UserError, match=r"at column 8 of 'dual . xyzw'; known: blend, blocks, "):
+    with pytest.raises(UserError, match=r"at column 8 of 'dual . xyzw'; known: blend, block_gap, blocks, "):
         stack.build("dual + xyzw")
     with pytest.raises(UserError, match=r"at column 17 of .*; leave quota out$"):
         stack.build("full + guided + quota")
@@ -314,7 +319,7 @@ def test_the_list_of_levers(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["recipes", "--levers"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["lever", "kind", "needs"] and "from" not in lines[0] and len(lines) < 80
+    assert lines[0].split()[:3] == ["lever", "kind", "needs"] and "from" not in lines[0] and len(lines) < 90
     assert max(map(len, lines)) <= 80 and any(line.startswith("blend") and "belief  guide" in line for line in lines)
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["recipes", "--levers"]) == 0
@@ -361,3 +366,84 @@ def test_explain_tells_mistakes(capsys, arguments: list[str], says: str) -> None
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert re.search(says, err)
+
+
+@pytest.fixture(scope="module")
+def blockwise(tmp_path_factory) -> str:
+    layout = embedded.Layout("block", size=8)
+    return str(embedded.build(tmp_path_factory.mktemp("blocks") / "dllm", layout=layout))
+
+
+class Heard:
+    """A streamer that keeps the ids it is given."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    def put(self, value) -> None:
+        self.ids += value.tolist()
+
+    def end(self) -> None:
+        self.ids.append(-1)
+
+
+def test_a_probe_answers_ahead_of_the_text(capsys, blockwise: str) -> None:
+    """By name of its anchor, from Python, streamed, on the command line, and in an evaluation: holes are left out."""
+    loaded, heard = unmask.load(blockwise), Heard()
+    text = "d2f + probe('####', 2, -inf)"
+    out = loaded.generate(embedded.PROMPT, length=24, recipe=text, streamer=heard)
+    (anchor,) = loaded.tokenizer.encode("####")
+    prompt = loaded.encode(embedded.PROMPT)
+    cells = out.canvas.tokens[0, len(prompt) + 8 : len(prompt) + 11].tolist()
+    assert out.forwards == 1 and out.canvas.masked[0].sum() == 21 and out.tokens == cells[: len(out.tokens)]
+    assert cells[0] == anchor and out.text.startswith("####") and len(out.tokens) >= 2
+    assert heard.ids == [*prompt, *out.tokens, -1]
+    assert out.ledger.helpers["probe"] == {"forwards": 1, "positions": 3, "seconds": 0}
+    assert out.ledger.positions == len(prompt) + 8 and out.recipe.name == text
+
+    arguments = ["--model", blockwise, "--length", "24", "--json"]
+    assert main(["generate", embedded.PROMPT, *arguments, "--recipe", text]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == out.text
+    assert main(["explain", text, "--prompt", embedded.PROMPT, *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)["account"]
+    assert told["text"] == out.text and told["ledger"]["helpers"]["probe"]["positions"] == 3
+
+    item = Item(embedded.PROMPT, lambda said: {"right": float(said == out.text)}, "")
+    task = Task("one", (item, item), 24)
+    tokenizer = Tokenizer.from_file(f"{blockwise}/tokenizer.json")
+    rows = list(evaluate.run(loaded.network, tokenizer, task, evaluate.recipe_for(loaded.network, text, 24)))
+    assert [(row["text"], row["right"], row["tokens"]) for row in rows] == [(out.text, 1.0, len(out.tokens))] * 2
+
+
+def test_a_probe_that_is_never_sure_writes_the_same_text(blockwise: str) -> None:
+    loaded, prompts = unmask.load(blockwise), [embedded.PROMPT, "Tom has 5 eggs ."]
+    runs = [loaded.generate(prompts, length=40, recipe=f"d2f{more}") for more in ("", " + probe('####', 4, inf)")]
+    assert [(o.text, o.forwards) for o in runs[0]] == [(o.text, o.forwards) for o in runs[1]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("d2f + probe('Größe', 2)", "the anchor 'Größe' reads .* in this model's vocabulary; use words that it knows"),
+        ("d2f + probe('####', 8)", r"at column 7 of .*; use fewer cells, or larger blocks"),
+        ("d2f + probe('The answer is', 4)", r"a probe of 11 cells \(7 of them for the anchor\) does not fit"),
+        ("d2f + probe([1], 2)", "holds token 1, which is a mask or an end in this model"),
+        ("d2f + probe([99999], 2)", "none of its tokens 0 to"),
+        ("d2f + prob('####')", "did you mean 'probe'"),
+        ("d2f + probe(####)", "a stack has no comments at column 13"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_told_in_one_line(capsys, blockwise: str, recipe: str, says: str) -> None:
+    assert main(["generate", embedded.PROMPT, "--model", blockwise, "--length", "24", "--recipe", recipe]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and re.search(says, err), err
+
+
+def test_quotes_hold_no_signs_of_a_stack() -> None:
+    for anchor in ("a + b", "####", "(", "it's", 'say "so', "a  b", "[c] # d", "back\\slash + "):
+        text = f"d2f  + probe({anchor!r}, 2)   + eos_stop"
+        made = stack.build(text)
+        probes = {rule.anchor for rule in made.walk() if isinstance(rule, Probing)}
+        assert stack.is_stack(text) and probes == {anchor} and stack.build(made.name) == made
+        with pytest.raises(UserError, match=f"at column {len(f'd2f + probe({anchor!r}, 2) + ') + 1} of"):
+            stack.build(f"d2f + probe({anchor!r}, 2) + eosstop")

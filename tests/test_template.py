@@ -181,7 +181,9 @@ def consistent(out: Output, model: Model, length: int, template: str = THINK) ->
     assert sorted(out.tokens) == sorted([*written, *(token for ids in words for token in ids)])
 
 
-@pytest.mark.parametrize("name", sorted(set(recipes.entries()) - {"ar", "d2f", "adjust"}))
+@pytest.mark.parametrize(
+    "name", sorted(n for n, e in recipes.entries().items() if n not in ("ar", "adjust") and "grid" not in e.defaults)
+)
 def test_every_recipe_writes_into_a_template(name: str, model: Model, twin: Model) -> None:
     settings: dict[str, Any] = {"block": 8} if "block" in recipes.entry(name).defaults else {}
     settings |= {"guide": twin} if recipes.get(name).guided else {}
@@ -191,6 +193,13 @@ def test_every_recipe_writes_into_a_template(name: str, model: Model, twin: Mode
     alone = model.generate(OTHER, recipe=name, template=THINK, length=20, seed=1, **settings)
     both = model.generate([PROMPT, OTHER], recipe=name, template=THINK, length=20, **settings)
     assert [(o.tokens, o.regions) for o in both] == [(o.tokens, o.regions) for o in (out, alone)]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, e in recipes.entries().items() if "grid" in e.defaults))
+def test_a_model_of_absolute_blocks_takes_a_template(name: str, folder) -> None:
+    layout = Layout("block", size=8, grid="absolute", prompt="blocks")
+    model = unmask.load(embedded.build(folder / f"absolute-{name}", layout=layout))
+    consistent(model.generate(PROMPT, recipe=name, template=THINK, length=20), model, 20)
 
 
 def test_a_block_causal_model_takes_a_template(folder) -> None:

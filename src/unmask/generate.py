@@ -16,10 +16,11 @@ from unmask import zoo
 from unmask.decode import Canvas, Denoiser, Ledger, Recipe, Report, Step, decode, useful
 from unmask.decode.where import Region
 from unmask.denoise import dress
+from unmask.denoise.probe import spelled
 from unmask.denoise.rows import Number, Whole, Word
 from unmask.errors import UserError, suggest
 from unmask.models.joint import JointSampler, load_sampler
-from unmask.models.load import load_checkpoint
+from unmask.models.load import find_device, load_checkpoint
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.vocabulary import same_vocabulary
@@ -211,6 +212,7 @@ class Model:
         found = choose(settings, self.network.config, max(self.length(prompt, settings) for prompt in prompts))
         if settings.template is not None:
             Template.parse(settings.template).check(found)
+        found = spelled(found, self.tokenizer.encode, self.tokenizer.decode)
         return found if settings.template is not None else check_without(found)
 
     def prepare(
@@ -294,7 +296,8 @@ class Model:
 class Streaming:
     """Feeds a streamer from the loop: the settled beginning by `put`, what follows as a draft by `put_draft`.
 
-    Of a template, also its words are put, no slot's EOS or what is behind it, and in the end what stands behind holes.
+    In the end also what stands behind holes is put, such as the answer of a probe. Of a template, its words are put and
+    no slot's EOS or what is behind it.
     """
 
     def __init__(self, streamer: Streamer, canvas: Canvas, *, template: bool = False) -> None:
@@ -303,28 +306,16 @@ class Streaming:
         streamer.put(canvas.tokens[0, : self.sent].cpu())
 
     def __call__(self, canvas: Canvas, event: Step) -> None:
-        """Put the cells that became settled in this step."""
-        if self.template:
-            self._fill(canvas, event)
-            return
+        """Put what became settled in this step: the text up to its first hole, or all of it when the row is done."""
         own = canvas.valid[0] & ~canvas.given[0]
-        last = int(own.nonzero()[-1]) + 1
-        stop = min(int(canvas.first(canvas.ended)[0]) + 1, last)
-        settled = max(self.sent, min(int(canvas.first(canvas.masked)[0]), stop))
-        if settled > self.sent:
-            self.streamer.put(canvas.tokens[0, self.sent : settled].cpu())
-            self.sent = settled
-        if self.draft is not None and settled < stop:
-            self.draft(_guess(canvas, event)[settled:stop].cpu())
-
-    def _fill(self, canvas: Canvas, event: Step) -> None:
-        """Put what a template reads up to its first hole, or all of it when the row is done."""
-        keep, end = shown(canvas)[0], int(canvas.valid[0].sum())
+        stop = min(int(canvas.first(canvas.ended)[0]), int(own.nonzero()[-1])) + 1
+        keep, end = (shown(canvas)[0], int(canvas.valid[0].sum())) if self.template else (~canvas.masked[0], stop)
         settled = end if bool(canvas.done[0]) else min(int(canvas.first(canvas.masked)[0]), end)
+        settled = max(self.sent, settled)
         ids = canvas.tokens[0, self.sent : settled][keep[self.sent : settled]]
         if len(ids):
             self.streamer.put(ids.cpu())
-        self.sent = max(self.sent, settled)
+        self.sent = settled
         if self.draft is not None and settled < end:
             self.draft(_guess(canvas, event)[settled:end].cpu())
 
@@ -334,18 +325,31 @@ def _guess(canvas: Canvas, event: Step) -> Tensor:
     return torch.where(canvas.masked & event.draft.fresh, event.draft.token, canvas.tokens)[0]
 
 
-def load(source: str | Path | None = None, *, dtype: str = "auto", device: str | torch.device = "cpu") -> Model:
+def load(
+    source: str | Path | None = None,
+    *,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    base: str | Path | None = None,
+    block: int | None = None,
+    family: str = "",
+) -> Model:
     """The embedded dLLM (None or "dllm"), its autoregressive "twin", a checkpoint directory, or a hub id `org/name`.
 
-    `dtype` "auto": float32 on a CPU, as stored elsewhere. UserError for an unknown model or unreadable files.
+    `dtype` "auto": float32 on a CPU, as stored elsewhere. A LoRA adapter is merged into `base`, or into the model it
+    names. `block`: size of the blocks a block-causal model attends in, a multiple or a part of that trained. `family`:
+    "diffullama" for a Llama that fills masks, which its files do not tell from one that does not. UserError for an
+    unknown model, unreadable files, or another base than that of the adapter.
     """
     name = str(source or zoo.NAMES[0])
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
         raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a checkpoint folder or a hub id org/name")
-    device = _device(device)
+    device = find_device(device)
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
-    loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype, device=device)
+    given: dict[str, Any] = {"base": base, "block": block, "family": family}
+    place = zoo.path(name) if name in zoo.NAMES else name
+    loaded = load_checkpoint(place, dtype=dtype, device=device, **given, shipped=Path(zoo.__file__).parent)
     if loaded.tokenizer is None:
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
@@ -369,17 +373,6 @@ def _check_listeners(streamer: Any, on_step: Any, prompts: int) -> None:
         raise UserError(f"a streamer shows one response, not {prompts}; use on_step")
     if on_step is not None and not callable(on_step):
         raise UserError(f"on_step is a function of a canvas and a step, not {on_step!r:.80}")
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """The device, or a UserError if there is none of that name or this torch cannot use it."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the device {str(name)!r} cannot be used here: {reason}; use 'cpu'") from None
-    return device
 
 
 def _answer(canvas: Canvas, recipe: Recipe) -> Canvas:

@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask import recipes
-from unmask.decode import Budget, Canvas, Decided, Recipe, ended, everything, finished, parse
+from unmask.decode import Budget, Canvas, Decided, Recipe, ended, everything, parse
 from unmask.decode.blocks import After, Blocks, Quota
 from unmask.decode.expression import cut, rule_at, within
 from unmask.decode.pick import MOST, DreamQuota, Leftmost, Scattered
 from unmask.decode.recipe import PARTS, contents
 from unmask.decode.revise import Calm
-from unmask.decode.where import Ended
+from unmask.decode.serial import Closed, Storing
+from unmask.decode.where import Ended, Finished
 from unmask.denoise import Draws
+from unmask.denoise.dress import layout_of
 from unmask.denoise.penalties import biased, spelled
 from unmask.denoise.rows import Number, Whole, Word, each, fits, number, whole
 from unmask.errors import UserError, suggest
-from unmask.models.config import ModelConfig
+from unmask.models.config import Layout, ModelConfig
 from unmask.models.tokenizer import Tokenizer
 from unmask.recipes import stack
 from unmask.recipes.levers import levers
 from unmask.template import ALLOCATIONS, Template
 
 RecipeLike = Recipe | str | Path | None
-BLOCK = 32
-"""Cells of a block where none is asked for."""
 SEEDS = 2**62
 """Seeds are below this: they are held in 64 bits, and row i draws with seed + i."""
 
@@ -215,17 +215,18 @@ def _meaning(name: str, value: Any, mask_id: int) -> Mapping[str, Any]:
 
 def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
     """The recipe for a response of `length` cells, checked against the model; UserError with the reason if refused."""
-    if settings.block is not None and settings.block > length:
+    own = model.layout.size if model.layout.kind == "block" else 0
+    if settings.block is not None and settings.block > max(own, length):
         raise UserError(
             f"a block of {settings.block} cells does not fit into a response of {length}; use at most that many"
         )
     named = settings.recipe if settings.recipe is not None else default_name(settings, model)
-    recipe = named if isinstance(named, Recipe) else read(str(named), settings.rules, length)
+    recipe = named if isinstance(named, Recipe) else read(str(named), settings.rules, length, model.layout)
     if isinstance(named, Recipe) and settings.rules:
         raise UserError(f"{', '.join(settings.rules)}: settings of named recipes; a Recipe already holds its own")
     check(recipe, model, length)
-    ends = Ended | Budget | Decided | Calm
-    open_end = recipe.stop == finished or any(isinstance(r, ends) for r in recipe.stop.walk())
+    ends = Ended | Finished | Budget | Decided | Calm | Closed
+    open_end = any(isinstance(r, ends) for r in recipe.stop.walk())
     return recipe if open_end else replace(recipe, stop=recipe.stop | ended)
 
 
@@ -237,63 +238,75 @@ def default_name(settings: Settings, model: ModelConfig) -> str:
         return f"{settings.cache}-factor" if settings.cache else "factor"
     if settings.threshold is None and (settings.steps is not None or settings.by is not None):
         return f"{settings.cache}-quota" if settings.cache else "llada"
-    if settings.threshold is None and model.layout.kind == "block":
-        return "d2f"
+    if model.layout.kind == "block" and settings.cache is None:
+        return _blockwise(model)
     return settings.cache or "threshold"
 
 
-def read(text: str, given: Mapping[str, Any], length: int | None = None) -> Recipe:
+def _blockwise(model: ModelConfig) -> str:
+    """The recipe for a model that attends in blocks: as its family publishes it, or as its layout allows.
+
+    Blocks that begin at the prompt's end are those of D2F, trained to be written at once; all others see the blocks
+    before them decided, and are written one by one.
+    """
+    if model.layout.prompt == "bidirectional":
+        return "d2f"
+    return "fast-dllm-v2" if model.shift else "sdar" if model.family == "sdar" else "llada2"
+
+
+def read(text: str, given: Mapping[str, Any], length: int | None = None, layout: Layout | None = None) -> Recipe:
     """A recipe by its name, from a TOML file, a stack of levers, or an expression, with the settings given.
 
-    What is not given and follows from the length (cells of the response) is fitted to it, if there is one. UserError
-    for what is none of these, and for a number that its rule cannot mean (`confident(90)`).
+    What is not given and follows from the length (cells of the response) and from the model's layout is fitted to them,
+    where there are such. UserError for what is none of these, and for a number that its rule cannot mean
+    (`confident(90)`).
     """
     if not text.strip():
         raise UserError("the recipe is empty; give a name, a TOML file, a stack of levers, or an expression")
-    recipe = _read(text, given, length)
+    recipe = _read(text, given, length, layout)
     within(recipe.walk())
     return recipe
 
 
-def _read(text: str, given: Mapping[str, Any], length: int | None) -> Recipe:
+def _read(text: str, given: Mapping[str, Any], length: int | None, layout: Layout | None) -> Recipe:
     if text.endswith(".toml"):
-        return _from_file(Path(text), given, length)
+        return _from_file(Path(text), given, length, layout)
     if stack.is_stack(text) and text not in recipes.entries():
-        return stack.build(text, given=given, length=length)
+        return stack.build(text, given=given, length=length, layout=layout)
     if re.fullmatch(r"[\w-]+", text):
         if text not in recipes.entries():
             raise suggest(cut(text), [*recipes.entries(), *levers()], "recipe or lever")
-        return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, given, length))
+        return recipes.get(text, **_fitted(text, recipes.entry(text).defaults, given, length, layout))
     if given:
         raise UserError(f"{', '.join(given)}: settings of named recipes; write them into the expression")
     return from_expression(text)
 
 
-def _fitted(name: str, defaults: Mapping[str, Any], given: Mapping[str, Any], length: int | None) -> dict[str, Any]:
-    """The settings given, and those that follow from the length: blocks of at most its size, one cell a step.
-
-    A schedule gives every block the same number of steps, so an incomplete last one counts as whole.
-    """
-    if length is None:
-        return dict(given)
-    block = given.get("block") or min(BLOCK, length)
-    derived = {"block": block, "steps": -(-length // block) * block if "block" in defaults else length}
+def _fitted(
+    name: str, defaults: Mapping[str, Any], given: Mapping[str, Any], length: int | None, layout: Layout | None
+) -> dict[str, Any]:
+    """The settings given, and those that follow from the length and the layout: `stack.fitted`, where it has such."""
+    derived = stack.fitted(length, layout, given.get("block"))
+    if "block" not in defaults:
+        derived["steps"] = length
+    if "sub" in defaults and "block" in derived:
+        derived["sub"] = min(defaults["sub"], derived["block"])
     if unknown := [rule for rule in given if rule not in defaults]:
         has = ", ".join(defaults) or "none"
         raise UserError(f"recipe {name!r} has no setting {' and no '.join(unknown)}; it has {has}")
-    return {**{k: v for k, v in derived.items() if k in defaults}, **given}
+    return {**{k: v for k, v in derived.items() if k in defaults and v is not None}, **given}
 
 
-def _from_file(path: Path, given: Mapping[str, Any], length: int | None) -> Recipe:
+def _from_file(path: Path, given: Mapping[str, Any], length: int | None, layout: Layout | None) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        made = stack.from_toml(text, given=given, length=length)
+        made = stack.from_toml(text, given=given, length=length, layout=layout)
         if made is None:
             defaults = contents(text).get("defaults", {})
-            made = Recipe.from_toml(text, **_fitted(path.name, defaults, given, length))
+            made = Recipe.from_toml(text, **_fitted(path.name, defaults, given, length, layout))
         within(made.walk())
         return made
     except UserError as error:
@@ -339,16 +352,20 @@ def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
             f"recipe {name} opens block after block, and in this model every cell attends to all that follow it; "
             "use 'prefix', 'dual' or 'freecache', or a block-causal model"
         )
+    if not model.shift and any(isinstance(r, Storing) for r in recipe.query.walk()):
+        raise UserError(
+            f"recipe {name} takes the first cell of a block from the block before it, and this model's logits are not "
+            "shifted; use 'sdar' or 'llada2'"
+        )
     check_blocks(recipe, length, model)
 
 
 def check_blocks(recipe: Recipe, length: int, model: ModelConfig | None = None) -> None:
     """UserError for blocks that do not fit into a response of `length` cells, or not the blocks of the model."""
+    own = layout_of(recipe, model.layout).size if model else 0
     for rule in recipe.walk():
-        if isinstance(rule, Blocks) and rule.size > length:
+        if isinstance(rule, Blocks) and rule.size > max(own, length):
             raise UserError(f"a block of {rule.size} cells does not fit into a response of {length}")
-        if isinstance(rule, After) and model and model.layout.kind == "block" and rule.blocks.size != model.layout.size:
-            raise UserError(f"this model attends in blocks of {model.layout.size} cells; use that as the block")
         if isinstance(rule, Quota) and rule.steps < (count := -(-length // rule.blocks.size)):
             raise UserError(
                 f"{rule.steps} steps are fewer than the {count} blocks of {rule.blocks.size}; use at least {count}"
@@ -358,7 +375,7 @@ def check_blocks(recipe: Recipe, length: int, model: ModelConfig | None = None) 
 def _causal(recipe: Recipe) -> bool:
     """Does the first forward compute no undecided cell but the first?"""
     canvas = Canvas.new([[0]], 4, mask_id=-1)
-    return not bool((recipe.query(canvas) & canvas.masked)[:, 2:].any()) and isinstance(recipe.unmask, Leftmost)
+    return isinstance(recipe.unmask, Leftmost) and not bool((recipe.query(canvas) & canvas.masked)[:, 2:].any())
 
 
 def source(recipe: Recipe, model: ModelConfig) -> Literal["raw", "shaped"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from golden import serial
 from golden.methods import LOOPS, Config, Method, d2f, dream, fast_dllm, llada, prophet
 
 
@@ -55,6 +56,51 @@ D2F = [
     for add, act, conf, eos in ((0.1, 0.95, 0.9, 8), (0.5, 0.75, 0.7, 27), (0.9, 0.95, 0.5, 44))
 ]
 
+NEVER = -1
+"""No token's id: nothing ends a text."""
+
+
+def _sdar(strategy: str, rows: list[tuple[int, int, int, int]], **more: Any) -> list[Config]:
+    """Configurations from (gen_length, block_length, denoising_steps, eos_id)."""
+    names = ("gen_length", "block_length", "denoising_steps", "eos_id")
+    return [{**dict(zip(names, row, strict=True)), "remasking_strategy": strategy, **more} for row in rows]
+
+
+SDAR = [
+    *_sdar("low_confidence_dynamic", [(32, 4, 4, 8), (30, 8, 8, NEVER)], confidence_threshold=0.85),
+    *_sdar("low_confidence_dynamic", [(30, 8, 6, 27), (32, 4, 2, NEVER)], confidence_threshold=0.98),
+]
+SDAR_STATIC = [
+    *_sdar("low_confidence_static", [(32, 4, 4, NEVER), (32, 8, 4, 44), (32, 8, 3, 27)]),
+    *_sdar("sequential", [(32, 4, 2, NEVER), (30, 8, 3, 8)]),
+]
+
+
+def _llada2(rows: list[tuple[int, int, float, int]], **more: Any) -> list[Config]:
+    """Configurations from (gen_length, block_length, threshold, eos_id)."""
+    names = ("gen_length", "block_length", "threshold", "eos_id")
+    return [{**dict(zip(names, row, strict=True)), **more} for row in rows]
+
+
+LLADA2 = [
+    *_llada2([(32, 8, 0.95, NEVER), (30, 16, 0.6, 8)], steps=16, eos_early_stop=False, minimal_topk=1),
+    *_llada2([(32, 8, 0.8, 27), (48, 16, 0.7, 44)], steps=6, eos_early_stop=True, minimal_topk=1),
+    *_llada2([(30, 8, 0.9, NEVER)], steps=32, eos_early_stop=False, minimal_topk=10),
+]
+LLADA21 = [
+    *_llada2([(32, 8, 0.7, NEVER), (30, 8, 0.95, 8)], editing_threshold=0.9, max_post_steps=16, eos_early_stop=False),
+    *_llada2([(32, 8, 0.5, 27), (32, 16, 0.5, 44)], editing_threshold=0.7, max_post_steps=16, eos_early_stop=True),
+]
+
+
+def _v2(cache: bool, rows: list[tuple[int, int, int, float, int]]) -> list[Config]:
+    """Configurations from (gen_length, block_length, small_block_size, threshold, eos_id)."""
+    names = ("gen_length", "block_length", "small_block_size", "threshold", "eos_id")
+    return [{**dict(zip(names, row, strict=True)), "use_block_cache": cache} for row in rows]
+
+
+V2 = [(32, 8, 4, 0.9, NEVER), (48, 16, 4, 0.6, 8), (32, 16, 8, 0.8, 27), (32, 8, 8, 0.6, 44)]
+
 FAST_EXTRA = (
     "last_index (factor only): the forwards (1, 2, ...) in which the rule's first failing token was the last masked "
     "one; the published code then commits that token too, the rule as published in the paper does not"
@@ -80,6 +126,24 @@ D2F_NOTES = (
     "the end-of-sequence id is hard-coded (126081) in the published method: its compiled constant became eos_id",
     "the output is shorter than max_new_tokens where no further block was appended after EOS",
 )
+CUT = ("the response is recorded up to its first end of sequence, that included",)
+STRUCK = (
+    "struck: the forwards that overwrote decided cells of the block, prompt cells among them",
+    "struck: the forwards at which a block had been run max_post_steps times over when full (LLaDA2.1); [0] where the "
+    "prompt holds the end of sequence that the early stop looks for (LLaDA2.0)",
+    "struck: [0] where the prompt is exactly one block, which the loop does not read",
+)
+SDAR_NOTES = (
+    *CUT,
+    "tokens are drawn and there is no temperature 0: torch.multinomial returned the likeliest token",
+    "the last block is filled up beyond gen_length",
+)
+V2_NOTES = (
+    *CUT,
+    "born is 0 for a cell that the pass storing the block before it decided, as for cells never masked",
+    "a response that ends in the block its prompt begins in fails at len(None), which was taken as 0",
+    "gen_length is rounded down to whole blocks, counted from the last boundary in the prompt",
+)
 
 METHODS = [
     Method("llada_low_confidence", "llada", "generate", llada, _grid(LLADA, remasking="low_confidence")),
@@ -98,4 +162,21 @@ METHODS = [
         notes=(NOISE + "; one number a masked cell",),
     ),
     Method("d2f", "d2f", "DreamLoRA._generate_block_single", d2f, D2F, "d2f", notes=D2F_NOTES),
+    Method(
+        "d2f_dream", "d2f-dream", "DreamLoRA._generate_block_single", serial.d2f_dream, D2F, "d2f-dream",
+        notes=D2F_NOTES[1:],
+    ),
+    *(
+        Method(name, "sdar", "block_diffusion_generate", serial.sdar, configs, "absolute", STRUCK[0], SDAR_NOTES)
+        for name, configs in (("sdar", SDAR), ("sdar_static", SDAR_STATIC))
+    ),
+    Method("llada2", "llada2", "LLaDA2MoeModelLM.generate", serial.llada2, LLADA2, "absolute", STRUCK[1], CUT),
+    Method("llada21", "llada21", "LLaDA2MoeModelLM.generate", serial.llada2, LLADA21, "absolute", STRUCK[1], CUT),
+    *(
+        Method(
+            name, "fast-dllm-v2", "Fast_dLLM_QwenForCausalLM.batch_sample", serial.fast_dllm_v2, _v2(cache, V2),
+            "absolute-shifted", STRUCK[2], V2_NOTES,
+        )
+        for name, cache in (("fast_dllm_v2", False), ("fast_dllm_v2_cache", True))
+    ),
 ]  # fmt: skip

@@ -29,9 +29,14 @@ def prompts() -> list[list[int]]:
     return [draw.randint(0, toy.MASK, size=5 + int(draw.randint(0, 19))).tolist() for _ in range(PROMPTS)]
 
 
+def block_of(config: Config) -> int:
+    """The block that a block-causal toy attends in."""
+    return config.get("block_size", config.get("block_length", 0))
+
+
 def face_of(method: Method, config: Config) -> toy.Face:
     """A fresh face of the network this method runs on."""
-    model = toy.network(method.kind, config.get("block_size", 0))
+    model = toy.network(method.kind, block_of(config))
     return toy.ShiftedFace(model) if method.kind == "dream" else toy.Face(model)
 
 

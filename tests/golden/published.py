@@ -23,17 +23,40 @@ ORIGIN = {  # key on the command line: (where the clone comes from, where the lo
         ["D2F-eval/model_cache/dream/generation_utils.py", "generation_utils.py"],
     ),
     "d2f": ("https://github.com/zhijie-group/Discrete-Diffusion-Forcing", ["D2F-eval/eval_llada.py"]),
+    "d2f-dream": ("https://github.com/zhijie-group/Discrete-Diffusion-Forcing", ["D2F-eval/eval_dream.py"]),
+    "sdar": ("https://github.com/JetAstra/SDAR", ["generate.py"]),
+    "llada2": (
+        "https://github.com/ZHZisZZ/dllm",
+        ["dllm/pipelines/llada2/models/modeling_llada2_moe.py", "modeling_llada2_moe.py"],
+    ),
+    "llada21": (
+        "https://github.com/ZHZisZZ/dllm",
+        ["dllm/pipelines/llada21/models/modeling_llada21_moe.py", "modeling_llada2_moe.py"],
+    ),
+    "fast-dllm-v2": ("https://github.com/NVlabs/Fast-dLLM", ["v2/generation_functions.py"]),
 }
-HEAVY = ("transformers", "peft", "accelerate", "datasets", "lm_eval", "tqdm", "packaging", "model", "model_cache")
+BESIDE = "published_beside"
+"""The package that a module's relative imports are looked for in; there is none."""
+HEAVY = (
+    *("transformers", "peft", "accelerate", "datasets", "lm_eval", "tqdm", "packaging", "model", "model_cache"),
+    BESIDE,
+)
 
 
 class _Anything(type):
-    """A class whose every missing attribute is another such class."""
+    """A class whose every missing attribute is another such class, and which any type may subscript."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return shell(name)
+
+    def __getitem__(cls, item: Any) -> Any:
+        return cls
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        decorated = len(given) == 1 and not named and isinstance(given[0], type | FunctionType)
+        return given[0] if decorated else super().__call__(*given, **named)
 
 
 def shell(name: str) -> type:
@@ -99,6 +122,7 @@ def load(key: str, clone: Path) -> Published:
     spec = importlib.util.spec_from_file_location(f"published_{key.replace('-', '_')}", clone / file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    module.__package__ = BESIDE
     sys.modules[spec.name] = module  # dataclasses look their module up
     with shells():
         spec.loader.exec_module(module)

@@ -27,12 +27,21 @@ QUIET = 0.1  # the mask token's embedding is this small: what a masked cell pred
 CONFIG = ModelConfig(VOCAB, d_model=32, layers=2, heads=2, ff=64, max_positions=256, mask_id=MASK, family="toy")
 
 
+BLOCKED = {
+    "d2f": Layout("block", size=1),
+    "d2f-dream": Layout("block", size=1),
+    "absolute": Layout("block", size=1, grid="absolute", prompt="blocks"),
+    "absolute-shifted": Layout("block", size=1, grid="absolute", prompt="blocks"),
+}
+"""Block-causal kinds: from the prompt's end on, or in absolute blocks that the prompt has too."""
+SHIFTED = ("dream", "d2f-dream", "absolute-shifted")
+"""Kinds that predict a cell at the one before it."""
+
+
 def config(kind: str = "llada", block: int = 0, eos: int | None = None) -> ModelConfig:
-    """The toy as `llada` (full attention), `dream` (shifted logits) or `d2f` (block-causal, prompt bidirectional)."""
-    if kind == "d2f":
-        layout = Layout("block", size=block, grid="origin", prompt="bidirectional")
-        return replace(CONFIG, layout=layout, eos_ids=() if eos is None else (eos,))
-    return replace(CONFIG, shift=kind == "dream")
+    """The toy as `llada` (full attention), `dream` (the same, shifted logits) or one of the block-causal kinds."""
+    made = replace(CONFIG, shift=kind in SHIFTED, eos_ids=() if eos is None else (eos,))
+    return replace(made, layout=replace(BLOCKED[kind], size=block)) if kind in BLOCKED else made
 
 
 def network(kind: str = "llada", block: int = 0) -> Transformer:

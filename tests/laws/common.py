@@ -15,9 +15,11 @@ from golden import toy
 from unmask import recipes
 from unmask.decode import Canvas, Draft, Recipe, Step, decode, noise
 from unmask.decode.belief import Blend
+from unmask.decode.probe import probes
 from unmask.denoise import Plain, Sampled
 from unmask.denoise.guide import Blended, Guided
 from unmask.denoise.jointly import Jointly
+from unmask.denoise.probe import Probed
 from unmask.models.config import Layout, ModelConfig
 from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
@@ -37,11 +39,22 @@ SMALL: dict[str, Any] = {
     "middle": 3.0,
     "low": 2.0,
     "tau": 0.5,
+    "denoising_steps": 3,
+    "sub": 2,
 }
 NAMES = tuple(recipes.entries())
-OPEN = tuple(
-    n for n in NAMES if n not in ("ar", "d2f") and "beliefs" not in tomllib.loads(recipes.entry(n).text)["recipe"]
-)
+CAUSAL = {
+    "ar": ("causal",),
+    "d2f": ("block", "block-shifted"),
+    "sdar": ("absolute",),
+    "sdar-static": ("absolute",),
+    "llada2": ("absolute",),
+    "llada21": ("absolute",),
+    "fast-dllm-v2": ("absolute-shifted",),
+    "fast-dllm-v2-cache": ("absolute-shifted",),
+}
+"""The models of the recipes that are not for full attention."""
+OPEN = tuple(n for n in NAMES if n not in CAUSAL and "beliefs" not in tomllib.loads(recipes.entry(n).text)["recipe"])
 """Recipes for models with full attention, of whatever beliefs: they can stand side by side in one batch."""
 
 
@@ -51,10 +64,23 @@ def small(name: str, **settings: Any) -> Recipe:
     return recipes.get(name, **{**{k: v for k, v in SMALL.items() if k in defaults}, **settings})
 
 
+TOYS = {
+    "full": "llada",
+    "shifted": "dream",
+    "causal": "dream",
+    "block": "d2f",
+    "block-shifted": "d2f-dream",
+    "absolute": "absolute",
+    "absolute-shifted": "absolute-shifted",
+}
+"""Attention: full, causal, in blocks of BLOCK cells from the prompt's end on, or in absolute ones. Logits are shifted
+where the name says so, and in the causal one."""
+
+
 @lru_cache
 def model(kind: str) -> Transformer:
-    """The toy with `full`, `shifted` (full, logits shifted), `block` or `causal` (shifted) attention, float64."""
-    net = toy.network("d2f", BLOCK) if kind == "block" else toy.network("llada" if kind == "full" else "dream")
+    """The toy of one of the TOYS, float64."""
+    net = toy.network(TOYS[kind], BLOCK)
     if kind == "causal":
         net.config = replace(net.config, layout=Layout("causal"))
     return net
@@ -62,7 +88,7 @@ def model(kind: str) -> Transformer:
 
 def kinds(name: str) -> tuple[str, ...]:
     """The models a recipe is for."""
-    return {"ar": ("causal",), "d2f": ("block",)}.get(name, ("full", "shifted"))
+    return CAUSAL.get(name, ("full", "shifted"))
 
 
 MODELLESS = tuple(n for n in NAMES if small(n).joint is None)
@@ -95,6 +121,11 @@ def ragged(*, infill: bool = True, eos: bool = True, first: int = 0) -> Canvas:
     return replace(made, region=(made.valid & (made.position >= end - 3)).to(torch.int8) * 2)
 
 
+def revisable(canvas: Canvas, times: int) -> Canvas:
+    """The same canvas, each cell of which may be revised so often."""
+    return replace(canvas, revisions=torch.where(canvas.given, 0, times) * canvas.valid)
+
+
 def run(denoise: Any, recipe: Any, canvas: Canvas) -> tuple[Canvas, list[tuple[Canvas, Step]]]:
     """The last canvas and all that was yielded; a run that does not end fails."""
     seen = []
@@ -115,10 +146,12 @@ def sampler(config: ModelConfig) -> JointSampler:
 def dressed(denoise: Any, recipe: Any, canvas: Canvas, *, slots: int = 8) -> Any:
     """`denoise` with what the recipe (or any recipe of a mixture) needs around it, made of toys."""
     made = getattr(recipe, "recipes", (recipe,))
+    for probe in probes(rule for belief in getattr(recipe, "beliefs", ()) for rule in belief.walk()):
+        denoise = Probed(denoise, probe)
     if joint := getattr(recipe, "joint", None):
         inner = denoise.denoise if isinstance(denoise, Sampled) else denoise
         settle = denoise.settle if isinstance(denoise, Sampled) else lambda _, draft: draft
-        denoise = Jointly(inner, sampler(inner.config), joint, recipe.unmask, settle)
+        denoise = Jointly(inner, sampler(inner.model.config), joint, recipe.unmask, settle)
     if any(r.guided for r in made):
         denoise = Guided(denoise, model("causal"), slots=slots, length=canvas.tokens.shape[1])
     for belief in getattr(recipe, "beliefs", ()):

@@ -24,6 +24,8 @@ from unmask.decode import (
     Sure,
     abandoned,
     best,
+    cached,
+    closed,
     confident,
     dirty,
     dream_quota,
@@ -35,19 +37,23 @@ from unmask.decode import (
     finished,
     first_step,
     frontier,
+    held,
+    leads,
     leftmost,
     masked,
+    pace,
     parse,
     prefix,
     response,
     scattered,
+    storing,
 )
 from unmask.errors import UserError
 
 number = st.floats(allow_nan=False)
 count = st.integers(1, 99)
 by = st.sampled_from(["score", "margin", "entropy", "gap", "random"])
-blocks = st.builds(Blocks, count)
+blocks = st.builds(Blocks, count, st.sampled_from(["origin", "absolute"]))
 quota = st.builds(lambda b, n, by: b.quota(n, by=by), blocks, count, by)
 schedule = st.one_of(
     st.builds(Staged, number, number, number),
@@ -68,6 +74,7 @@ calm_rows = st.one_of(
     st.builds(Budget, count),
     st.builds(Every, count),
     blocks.map(lambda b: b.entered),
+    blocks.flatmap(lambda b: st.sampled_from([leads(b), storing(b), closed(b), cached(b)])),
 )
 
 
@@ -93,6 +100,8 @@ choices = st.one_of(
     st.builds(entropy_bounded, number, by),
     st.builds(dream_quota, count, by, number),
     st.builds(scattered, count, number),
+    st.builds(pace, blocks, count, by),
+    st.builds(held, quota, st.builds(confident, number), places),
     quota,
 )
 picks = st.recursive(
@@ -138,7 +147,7 @@ def test_the_hash_names_what_a_recipe_does() -> None:
     one, two = Recipe(everything, best(1)), Recipe(everything, everything >> best(1))
     assert one.hash == Recipe(everything, best(1), name="else", cite="who").hash == "cf04329bea25"
     assert one.hash != two.hash
-    assert len({small(name).hash for name in NAMES}) == len(NAMES)
+    assert len({recipes.get(name).hash for name in NAMES}) == len(NAMES)
     assert hash(one) == hash(Recipe(everything, best(1)))
 
 

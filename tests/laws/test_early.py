@@ -7,11 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from golden import toy
-from laws.common import EOS, Scripted, Synthetic, line, plain, ragged, result, results, run, small, words
+from laws.common import (
+    EOS,
+    Scripted,
+    Synthetic,
+    line,
+    model,
+    plain,
+    ragged,
+    result,
+    results,
+    run,
+    sampler,
+    small,
+    words,
+)
 from laws.test_termination import canvases
 from unmask.decode import (
     Blocks,
@@ -38,7 +52,10 @@ from unmask.decode import (
     response,
     useful,
 )
+from unmask.decode.early import Clear
+from unmask.denoise import dress
 from unmask.errors import UserError
+from unmask.recipes import stack
 from unmask.template import Template, mark
 
 NEVER = 2.0
@@ -377,3 +394,74 @@ def test_an_end_in_the_middle_stops_nothing() -> None:
     script[holes[5]] = EOS
     end, _ = run(Scripted(tuple(script)), until, canvas)
     assert end.masked[0].nonzero()[:, 0].tolist() == holes[6:]
+
+
+# Whole blocks
+
+
+@given(
+    canvas=canvases(), level=st.floats(0, 3), size=st.integers(1, 6), grid=st.sampled_from(["origin", "absolute"]),
+    criterion=st.sampled_from(["gap", "peak", "score", "margin"]), part=st.integers(1, 4),
+)  # fmt: skip
+def test_a_clear_block_by_its_definition(canvas, level, size, grid, criterion, part) -> None:
+    """All its undecided cells must be candidates; the threshold is that of its own progress."""
+    low = level / 2 if criterion == "gap" else level / 6
+    rule = Clear(Linear(level if criterion == "gap" else level / 3, low), Blocks(size, grid), criterion)
+    draft = Synthetic(scale=4.0)(canvas, everything(canvas), canvas.masked)
+    among = canvas.masked & draft.fresh & ((canvas.position + part) % 4 > 0)
+    found, value = rule(canvas, draft, among), draft.value(criterion)
+    for row in range(len(canvas)):
+        start = int(canvas.origin[row]) if grid == "origin" else 0
+        cells = [c for c in range(start, canvas.tokens.shape[1]) if canvas.valid[row, c]]
+        expected = []
+        for at in range(0, len(cells), size):
+            own = [c for c in cells[at : at + size] if not canvas.given[row, c]]
+            left = [c for c in own if canvas.masked[row, c]]
+            if not left or not all(among[row, c] for c in left):
+                continue
+            mean = sum(float(value[row, c]) for c in left) / len(left)
+            limit = rule.schedule(torch.tensor([1 - len(left) / len(own)], dtype=torch.float64)).item()
+            assume(abs(mean - limit) > 1e-9)
+            expected += left if mean > limit else []
+        assert found[row].nonzero()[:, 0].tolist() == expected
+
+
+BLOCKWISE = ["d2f(0.6, 0.25, 0.75)", "threshold(0.6)", "dual + threshold(0.6)", "prefix + quota(16)", "dkv(3) + one"]
+
+
+@pytest.mark.parametrize("text", [*BLOCKWISE, "d2f(0.6, 0.25, 0.75) + joint(3)", "d2f(0.6, 0.25, 0.75) + guided"])
+def test_a_block_that_is_never_clear_changes_nothing(text: str) -> None:
+    canvas, kind = ragged(), "block" if "d2f" in text else "full"
+    made = [stack.build(f"{text} + blocks(4){more}") for more in ("", " + block_gap(inf, inf, inf)")]
+    ends = [run(plain(kind, recipe, canvas), recipe, canvas)[0] for recipe in made]
+    assert results(ends[0]) == results(ends[1])
+
+
+@pytest.mark.parametrize("text", BLOCKWISE)
+def test_a_block_that_is_always_clear_takes_one_forward(text: str) -> None:
+    canvas, kind = ragged(infill=False, eos=False), "block" if "d2f" in text else "full"
+    recipe = stack.build(f"{text} + blocks(4) + block_gap(-inf, -inf, -inf)")
+    end, seen = run(plain(kind, recipe, canvas), recipe, canvas)
+    assert torch.equal(end.step, -(-canvas.masked.sum(1) // 4)) and len(seen) == 4
+    for number, (_, event) in enumerate(seen):
+        here = (canvas.position >= canvas.origin[:, None] + 4 * number) & canvas.masked
+        assert torch.equal(event.pick, here & (canvas.position < canvas.origin[:, None] + 4 * number + 4))
+
+
+@given(seed=st.integers(0, 999), one=st.floats(0, 9), two=st.floats(0, 9), base=st.sampled_from(BLOCKWISE[:3]))
+def test_blocks_that_are_sooner_clear_take_no_more_forwards(seed: int, one: float, two: float, base: str) -> None:
+    """On beliefs that do not move."""
+    low, high = (
+        stack.build(f"{base} + blocks(4) + block_gap({level}, {level}, {level})") for level in sorted([one, two])
+    )
+    steps = [int(run(Synthetic(moving=False), r, line(2, 16, seed=seed))[0].step) for r in (low, high)]
+    assert steps[0] <= steps[1]
+
+
+def test_a_clear_block_is_drawn_by_the_joint_sampler_in_k_parts() -> None:
+    canvas, recipe = line(3, 8), stack.build("d2f + blocks(8) + joint(4) + block_gap(-inf, -inf, -inf)")
+    denoise = dress(model("block"), recipe, slots=1, length=11, sampler=sampler(model("block").config))
+    end, seen = run(denoise, recipe, canvas)
+    drawn = seen[0][1].draft.drawn
+    assert len(seen) == 1 and end.done.item() and drawn is not None
+    assert sorted(drawn[0, 3:].tolist()) == [1, 1, 2, 2, 3, 3, 4, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from laws.common import (
     BLOCK,
+    CAUSAL,
     EOS,
     OPEN,
     Scripted,
@@ -21,10 +23,12 @@ from laws.common import (
     plain,
     ragged,
     results,
+    revisable,
     run,
     small,
     words,
 )
+from unmask import recipes
 from unmask.decode import (
     Blocks,
     Canvas,
@@ -36,6 +40,7 @@ from unmask.decode import (
     Recipe,
     Staged,
     best,
+    cat,
     confident,
     dirty,
     everything,
@@ -101,6 +106,62 @@ def test_a_freeze_one_forward_later_is_exact_under_block_causal_attention(infill
     exact = ends("block", small("threshold"), canvas, cached=False)
     assert ends("block", small("freecache-lag"), canvas) == exact
     assert ends("block", small("freecache"), canvas) != exact
+
+
+SERIAL = [
+    (name, kind)
+    for name, kinds in CAUSAL.items()
+    for kind in kinds
+    if name != "fast-dllm-v2-cache" and "grid" in recipes.entry(name).defaults
+]
+
+
+@pytest.mark.parametrize("infill", [False, True])
+@pytest.mark.parametrize(("name", "kind"), [*SERIAL, ("d2f", "absolute"), ("d2f", "absolute-shifted")])
+def test_block_after_block_the_cache_is_exact(name: str, kind: str, infill: bool) -> None:
+    """Also where the prompt is no multiple of the block, and in a ragged batch."""
+    canvas = revisable(ragged(infill=infill), 3)
+    cached = small(name, **({"grid": "absolute"} if kind.startswith("absolute") else {}))
+    uncached = replace(cached, query=everything)
+    assert ends(kind, cached, canvas) == ends(kind, uncached, canvas, cached=False)
+
+
+def test_a_cache_inside_of_the_block_is_seen_to_differ() -> None:
+    kind, canvas = "absolute-shifted", cat([ragged(first=first) for first in (0, 4, 8)])
+    canvas = replace(canvas, slot=torch.arange(12))
+    one, other = (small(name, threshold=0.9) for name in ("fast-dllm-v2", "fast-dllm-v2-cache"))
+    runs = [results(run(plain(kind, recipe, canvas, slots=12), recipe, canvas)[0]) for recipe in (one, other)]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("kind", ["absolute", "absolute-shifted"])
+def test_logits_over_stored_blocks_are_those_of_the_whole_text(kind: str, dtype: torch.dtype, error: float) -> None:
+    """At 1e-5 of the largest logit in float32, and exactly but for rounding in float64."""
+    canvas, recipe = ragged(infill=False, eos=False), small("fast-dllm-v2" if kind.endswith("shifted") else "sdar")
+    net, plainly = copy.deepcopy(model(kind)).to(dtype), {"slots": 4, "length": canvas.tokens.shape[1]}
+    over, whole, seen = Plain(net, **plainly), Plain(net, cached=False, **plainly), 0
+    while not canvas.done.all():
+        before, (canvas, event) = canvas, step(over, recipe, canvas)
+        full, at = whole(before, everything(before), before.masked), event.pick.flatten()
+        ours, theirs = (d.logits[at[d.at]] for d in (event.draft, full))
+        finite = theirs > -torch.inf
+        assert (ours - theirs)[finite].abs().max() <= error * theirs[finite].abs().max()
+        seen += int((before.cached_at >= 0).sum()) - int((event.computed & (before.cached_at >= 0)).sum())
+    assert seen > 0
+
+
+def test_a_block_is_stored_by_the_first_forward_of_the_next() -> None:
+    """One forward a step that commits, none for storing; where the first cell of a block is predicted from the block
+    before it, it is committed by the forward that stores that block, alone."""
+    canvas = line(6, 14, eos=())
+    for name, kind, alone in (("sdar-static", "absolute", False), ("fast-dllm-v2", "absolute-shifted", True)):
+        recipe = small(name, **({"threshold": 2.0} if alone else {"denoising_steps": BLOCK}))
+        end, seen = run(plain(kind, recipe, canvas), recipe, canvas)
+        assert len(seen) == 14 and end.decided_at[0, 6:].sort().values.tolist() == list(range(1, 15))
+        widths = [int(event.computed.sum()) for _, event in seen]
+        assert widths == [8, 4, *[BLOCK + 1 if alone else 2 * BLOCK, 4, 4, 4] * 3]
+        assert not alone or all(end.decided_at[0, at] == at - 5 for at in (8, 12, 16))
 
 
 @pytest.mark.parametrize("infill", [False, True])

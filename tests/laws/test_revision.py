@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laws.common import Scripted, Synthetic, line, plain, ragged, result, results, run, small
+from laws.common import Scripted, Synthetic, line, plain, ragged, result, results, revisable, run, small
 from laws.test_termination import canvases
 from unmask.decode import (
     Blocks,
@@ -33,14 +34,11 @@ b = Blocks(4)
 REVISING = {
     "wino": small("wino", wide=0.3, narrow=0.6),
     "edit": small("edit", threshold=0.3, edit=0.2),
+    "llada21": small("llada21", threshold=0.3, edit=0.2),
     "remask-all": Recipe(everything, b >> leftmost(2), remask=doubted(2.0)),
     "edit-all": Recipe(everything, best(1), edit=confident(-1.0), stop=calm),
     "both": Recipe(everything, best(2), remask=doubted(0.4), edit=confident(0.5), stop=calm),
 }
-
-
-def revisable(canvas: Canvas, times: int) -> Canvas:
-    return replace(canvas, revisions=torch.where(canvas.given, 0, times) * canvas.valid)
 
 
 @pytest.mark.parametrize("name", REVISING)
@@ -62,8 +60,9 @@ def test_the_potential_falls_with_every_step(name: str, canvas: Canvas, times: i
     assert torch.equal(canvas.tokens[canvas.given], start.tokens[start.given])
 
 
-@pytest.mark.parametrize("name", ["wino", "edit", "both"])
-@pytest.mark.parametrize("kind", ["full", "shifted"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*product(["wino", "edit", "both"], ["full", "shifted"]), ("llada21", "absolute")]
+)
 def test_a_revising_row_does_not_depend_on_its_company(name: str, kind: str) -> None:
     canvas, recipe = revisable(ragged(), 2), REVISING[name]
     whole, seen = run(plain(kind, recipe, canvas), recipe, canvas)
@@ -71,8 +70,22 @@ def test_a_revising_row_does_not_depend_on_its_company(name: str, kind: str) -> 
     for row in range(len(canvas)):
         one = canvas[row : row + 1]
         assert result(run(plain(kind, recipe, one), recipe, one)[0], 0) == result(whole, row)
-    mixed = Mixed((recipe, small("threshold")), torch.zeros(8, dtype=torch.int64))
+    mixed = Mixed((recipe, small("sdar" if kind == "absolute" else "threshold")), torch.zeros(8, dtype=torch.int64))
     assert results(run(plain(kind, mixed, canvas), mixed, canvas)[0]) == results(whole)
+
+
+def test_a_block_is_written_once_nothing_before_it_is_rewritten() -> None:
+    """Also: a block is left calm, and what is settled is never touched again (LLaDA2.1)."""
+    start, recipe, rewritten = revisable(ragged(eos=False), 3), REVISING["llada21"], 0
+    before, grid = start, Blocks(4, "absolute")
+    for after, event in run(plain("absolute", recipe, start), recipe, start)[1]:
+        assert event.edit is not None
+        behind = event.edit & (grid.ids(before) < grid.current(before)[:, None])
+        rewritten += int(behind.sum())
+        assert not (behind.any(1) & event.pick.any(1)).any()
+        assert not (event.edit & grid.settled(before)).any()
+        before = after
+    assert rewritten > 0 and (grid.settled(before) | ~before.valid | before.revocable.logical_not()).all()
 
 
 class Fickle:

@@ -35,6 +35,8 @@ SMALL = {
     "ice": "ice(0.5)",
     "wino": "wino(0.6)",
     "edit": "edit(0.3)",
+    "block_gap": "block_gap(4, 3, 2)",
+    "probe": "probe([5, 3], 2, 4)",
 }
 """Levers at toy sizes, at which all of them do something."""
 CACHES = ("full", "prefix", "dual", "freecache", "freecache_lag", "dkv")
@@ -52,6 +54,7 @@ def refusals() -> dict[frozenset[str], str]:
         ("d2f", "edit"): "edit waits for a full row; use edit over freecache_lag",
         ("ice", "edit"): "edit waits for a full row; use edit with prophet or sched",
         ("joint", "blend"): r"drawn is lost; .*guided\(1\) \+ joint\(4\)",
+        ("edit", "eos_stop"): "edit ends a text by itself.*; leave eos_stop out",
         ("blocks", "guided"): "blocks changes nothing; leave it out",
     }
     found |= dict.fromkeys(combinations(CACHES, 2), "both say what is computed; keep one")
@@ -62,6 +65,11 @@ def refusals() -> dict[frozenset[str], str]:
     found |= dict.fromkeys(product(set(COUNTS) - {"threshold"}, ["joint"]), r"leave .* out, and say .*threshold\(0.9\)")
     found |= dict.fromkeys(combinations(EXITS, 2), "both end a row early; keep one")
     found |= dict.fromkeys(product(EXITS, ["d2f"]), "no answer to watch.*; use .* over prefix or freecache")
+    others = set(levers()) - {"d2f", "probe", *CACHES, *COUNTS, "wino", "edit"}
+    found |= dict.fromkeys(product(others, ["probe"]), r"probe needs d2f.*; write d2f \+ probe")
+    found |= dict.fromkeys(product(CACHES, ["probe"]), r"would be seen by the text.*; use d2f \+ probe")
+    found |= dict.fromkeys(product(COUNTS, ["probe"]), r"opens no blocks for a probe.*; use d2f \+ probe")
+    found |= dict.fromkeys(product(["wino", "edit"], ["probe"]), "stay as they are.*; leave .* out")
     return {frozenset(pair): says for pair, says in found.items()}
 
 
@@ -142,7 +150,7 @@ def test_three_levers_go_together_where_every_two_do() -> None:
 )
 def test_whatever_can_be_stacked_ends(canvas: Canvas, names: list[str], scale: float, length: int) -> None:
     try:
-        recipe = stack.build(" + ".join(names), length=length)
+        recipe = stack.build(" + ".join("probe([5], 2)" if n == "probe" else n for n in names), length=length)
     except UserError:
         return
     revisions = recipe.allowance * (canvas.valid & ~canvas.given).long()
@@ -219,6 +227,7 @@ TOLD = [
     "dkv(3) + edit(0.3)",
     "d2f(0.6, 0.25, 0.75) + blocks(4)",
     "joint(3) + blocks(4) + sched(4, 2)",
+    "d2f(0.6, 0.25, 0.75) + blocks(4) + probe([5, 3], 2, 1) + block_gap(4, 3, 2) + eos_stop",
 ]
 
 
@@ -232,7 +241,8 @@ def test_the_account_adds_up(text: str) -> None:
         tally(after, event)
         ledger.update(after, event)
         root = {told.part: told for told in tally.steps[-1] if told.depth == 0}
-        parts = {"unmask": event.pick, "remask": event.back, "edit": event.edit, "query": event.computed}
+        computed = event.computed if event.draft.aside is None else event.computed | event.draft.aside
+        parts = {"unmask": event.pick, "remask": event.back, "edit": event.edit, "query": computed}
         for part, cells in parts.items():
             assert (part in root) == (cells is not None)
             assert cells is None or root[part].chosen == tuple(cells.sum(1).tolist()), part

@@ -27,6 +27,12 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
     *,
     model: Annotated[str, typer.Option(help="dllm, twin (both embedded), a checkpoint folder or a hub id.")] = "dllm",
+    base: Annotated[
+        str | None, typer.Option(help="The model that an adapter was made for, if it is not where the adapter says.")
+    ] = None,
+    family: Annotated[
+        str, typer.Option(help="Which it is of those that share an architecture, such as diffullama.")
+    ] = "",
     recipe: Annotated[str | None, typer.Option(help="A name (`unmask recipes`), TOML file or expression.")] = None,
     length: Annotated[int | None, typer.Option(help="Cells of the response.")] = None,
     block: Annotated[int | None, typer.Option(help="Cells of a block.")] = None,
@@ -91,7 +97,7 @@ def generate(
     settings, _ = settings_of(locals())
     from unmask.generate import load
 
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, base=base, family=family)
     if batch is None:
         good = [batches.Line(1, text or "")]
     else:

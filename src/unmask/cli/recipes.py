@@ -175,7 +175,7 @@ def _perform(
     said = {name: value for name, value in run.items() if value is not None}
     loaded = load(said.pop("model", "dllm"))
     settings = Settings(**said)
-    made = read(recipe, given, loaded.length(prompt, settings))
+    made = read(recipe, given, loaded.length(prompt, settings), loaded.network.config.layout)
     job = loaded.prepare([prompt], replace(settings, recipe=made))
     tally = Tally(job.recipe, job.canvas)
     return job.recipe, loaded.run(job, on_step=tally)[0], tally

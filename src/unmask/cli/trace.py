@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OWN = ("prompt", "batch", "keep_going", "visual", "json", "output")
 """Parameters of `unmask generate` that are not about how one batch is decoded."""
+LOADED = ("dtype", "device", "base", "family")
+"""Those that say how the model is loaded."""
 SHOWN = 8
 """Cells with another token that `unmask trace diff` prints for each row."""
 PARTED = 1
@@ -85,9 +87,9 @@ def record(
     from unmask.study import recorder, trace_file
 
     settings, rest = settings_of(decoding)
-    if unused := rest.keys() - {"model", "dtype", "device", "suffix"}:
+    if unused := rest.keys() - {*LOADED, "model", "suffix"}:
         raise TypeError(f"{', '.join(sorted(unused))}: options that nothing is done with")
-    model = load(rest["model"], dtype=rest["dtype"], device=rest["device"])
+    model = load(rest["model"], **{name: rest[name] for name in LOADED})
     trace = recorder.record(model, texts, settings, suffix=rest["suffix"], drafts=drafts)
     size = trace_file.write(trace, output)
     if json:

@@ -6,14 +6,16 @@ from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.canvas import Canvas, cat
 from unmask.decode.draft import Cost, Draft
-from unmask.decode.early import Cosine, Exponential, Level, Linear, Prefer, Staged, Sure, gap, prefer
+from unmask.decode.early import Clear, Cosine, Exponential, Level, Linear, Prefer, Staged, Sure, gap, prefer
 from unmask.decode.expression import parse
 from unmask.decode.judge import agrees
 from unmask.decode.ledger import Ledger, Report, useful
 from unmask.decode.loop import Denoiser, Step, decode, step
 from unmask.decode.pick import best, confident, drawn, dream_quota, entropy_bounded, factor, leftmost, scattered
+from unmask.decode.probe import Pinned, Probing
 from unmask.decode.recipe import Mixed, Recipe
 from unmask.decode.revise import calm, doubted
+from unmask.decode.serial import cached, closed, held, leads, pace, storing
 from unmask.decode.where import (
     Budget,
     Decided,
@@ -41,6 +43,7 @@ __all__ = [
     "Blocks",
     "Budget",
     "Canvas",
+    "Clear",
     "Cosine",
     "Cost",
     "Decided",
@@ -53,7 +56,9 @@ __all__ = [
     "Linear",
     "Mixed",
     "Pick",
+    "Pinned",
     "Prefer",
+    "Probing",
     "Recipe",
     "Region",
     "Report",
@@ -69,8 +74,10 @@ __all__ = [
     "agrees",
     "answer",
     "best",
+    "cached",
     "calm",
     "cat",
+    "closed",
     "confident",
     "decode",
     "dirty",
@@ -86,8 +93,11 @@ __all__ = [
     "first_step",
     "frontier",
     "gap",
+    "held",
+    "leads",
     "leftmost",
     "masked",
+    "pace",
     "parse",
     "phase",
     "prefer",
@@ -95,6 +105,7 @@ __all__ = [
     "response",
     "scattered",
     "step",
+    "storing",
     "thinking",
     "useful",
 ]

@@ -28,6 +28,7 @@ from unmask.decode.algebra import (
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.early import Prefer
+from unmask.decode.serial import Held
 
 if TYPE_CHECKING:
     from unmask.decode.loop import Step
@@ -58,6 +59,8 @@ def account(rule: Pick, canvas: Canvas, draft: Draft, among: Tensor, depth: int 
         yield from account(rule.first, canvas, draft, among, depth + 1)
         rest = among & ~rule.first(canvas, draft, among).any(1, keepdim=True)
         yield from account(rule.second, canvas, draft, rest, depth + 1)
+    elif isinstance(rule, Held):
+        yield from account(rule.rule, canvas, draft, among, depth + 1)
 
 
 @dataclass(frozen=True)

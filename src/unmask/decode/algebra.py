@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
 
@@ -89,8 +89,8 @@ class Where(Rule, ABC):
 
     always = False
     """Does it hold an undecided cell of every row that has one and is to go on?"""
-    optional = False
-    """May a row end with these cells undecided (under the stop that knows them)?"""
+    optional = ""
+    """The stop under which a row may end with these cells undecided, by its name."""
     decided = False
     """Does it hold no undecided cell?"""
 
@@ -154,6 +154,12 @@ class Rows(Rule, ABC):
 
     def __invert__(self) -> RowsNot:
         return RowsNot(self)
+
+
+def rebuilt(rule: R, change: Callable[[Rule], Rule]) -> R:
+    """The same rule with `change` applied to every rule inside it, from the inside out, and to itself."""
+    parts = {f.name: rebuilt(v, change) for f in fields(rule) if isinstance(v := getattr(rule, f.name), Rule)}
+    return cast(R, change(replace(rule, **parts) if parts else rule))
 
 
 def as_pick(rule: Pick | Where) -> Pick:
@@ -230,7 +236,7 @@ class WhereNot(_Not, Where):
     @property
     def always(self) -> bool:
         """Are the cells it leaves out optional or decided?"""
-        return self.rule.optional or self.rule.decided
+        return bool(self.rule.optional) or self.rule.decided
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return ~self.rule(canvas)

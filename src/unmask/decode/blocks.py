@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,18 +14,26 @@ from unmask.decode.draft import Draft
 from unmask.decode.pick import check, counted, rank
 
 _NOWHERE = 1 << 30
+GRIDS = ("origin", "absolute")
 
 
 @term("blocks")
 @dataclass(frozen=True, repr=False)
 class Blocks(Where):
-    """The first block of `size` cells, counted from the row's origin, that still has an undecided cell."""
+    """The first block of `size` cells that still has an undecided cell.
+
+    `grid`: blocks are counted from the row's origin, or in "absolute" positions, where the prompt has blocks too and
+    the response may begin inside of one (SDAR, LLaDA2, Fast-dLLM v2).
+    """
 
     size: int
+    grid: Literal["origin", "absolute"] = "origin"
     always = True
 
     def __post_init__(self) -> None:
         counted(self.size, "a block needs a whole number of cells, at least one cell")
+        if self.grid not in GRIDS:
+            raise ValueError(f"blocks are counted from {' or '.join(map(repr, GRIDS))}, not {self.grid!r:.80}")
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.derive((self, "here"), lambda: self.ids(canvas) == self.current(canvas)[:, None])
@@ -33,7 +42,7 @@ class Blocks(Where):
         """[B, L] int64: block number of each cell; -1 in the prompt, a huge number in the padding."""
 
         def compute() -> Tensor:
-            number = (canvas.position - canvas.origin[:, None]).div(self.size, rounding_mode="floor")
+            number = (canvas.position - self._start(canvas)[:, None]).div(self.size, rounding_mode="floor")
             return number.clamp(min=-1).masked_fill(~canvas.valid, _NOWHERE)
 
         return canvas.derive((self, "ids"), compute, fixed=True)
@@ -45,20 +54,39 @@ class Blocks(Where):
         )
 
     def count(self, canvas: Canvas) -> Tensor:
-        """[B]: how many blocks the row has."""
+        """[B]: how many blocks the row has, those of the prompt included where it has any."""
         return canvas.derive(
-            (self, "count"), lambda: -(-(canvas.valid.sum(1) - canvas.origin) // self.size), fixed=True
+            (self, "count"), lambda: -(-(canvas.valid.sum(1) - self._start(canvas)) // self.size), fixed=True
         )
+
+    def first(self, canvas: Canvas) -> Tensor:
+        """[B]: number of the block that the response begins in."""
+        return (canvas.origin - self._start(canvas)) // self.size
+
+    def _start(self, canvas: Canvas) -> Tensor:
+        return canvas.origin if self.grid == "origin" else torch.zeros_like(canvas.origin)
 
     def share(self, canvas: Canvas, cells: Tensor) -> Tensor:
         """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
+        size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)[2]
+        return torch.where(size > 0, self.total(canvas, cells) / size.clamp(min=1), 1.0)
+
+    def total(self, canvas: Canvas, value: Tensor) -> Tensor:
+        """[B, N] float64: the sum of `value` [B, L] over each block's cells; 0 for blocks a row does not have."""
+        index, inside, size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)
+        return torch.zeros_like(size).scatter_add(1, index, value.double().masked_fill(~inside, 0))
+
+    def reached(self, canvas: Canvas) -> Tensor:
+        """[B, N] float64: which part of each block is decided; 1 for blocks a row does not have."""
+        return canvas.derive((self, "reached"), lambda: self.share(canvas, ~canvas.masked))
+
+    def _cells(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
+        """(block of each cell, is it in one, both [B, L]; cells of each block [B, N])."""
         ids = self.ids(canvas)
         inside = (ids >= 0) & canvas.valid
-        total = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64, device=ids.device)
+        none = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64, device=ids.device)
         index = ids.masked_fill(~inside, 0)
-        size = total.scatter_add(1, index, inside.double())
-        part = total.scatter_add(1, index, (cells & inside).double())
-        return torch.where(size > 0, part / size.clamp(min=1), 1.0)
+        return index, inside, none.scatter_add(1, index, inside.double())
 
     def spread(self, canvas: Canvas, blocks: Tensor, *, prompt: Tensor) -> Tensor:
         """Per-block values [B, N] as cells [B, L]; prompt cells take `prompt` [B]."""
@@ -85,6 +113,11 @@ class Blocks(Where):
     def settled(self) -> Settled:
         """Blocks that are decided and cleanly cached, and preceded only by such."""
         return Settled(self)
+
+    @property
+    def moot(self) -> Moot:
+        """Blocks behind the one in which the text has ended."""
+        return Moot(self)
 
     def after(self, progress: float, *, every: bool = False) -> After:
         """Blocks whose predecessor (with `every`: each predecessor) is decided to at least `progress`."""
@@ -153,7 +186,10 @@ class After(Where):
         return f"{self.blocks!r}.after({self.progress!r}{', every=True' if self.every else ''})"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        enough = self.blocks.share(canvas, ~canvas.masked) >= self.progress
+        return canvas.derive(self, lambda: self._cells(canvas))
+
+    def _cells(self, canvas: Canvas) -> Tensor:
+        enough = self.blocks.reached(canvas) >= self.progress
         first = torch.ones_like(enough[:, :1])
         before = torch.cat([first, enough[:, :-1]], 1)
         if self.every:
@@ -175,6 +211,22 @@ class Settled(Where):
         prompt = ~((self.blocks.ids(canvas) < 0) & (canvas.dirty | canvas.masked)).any(1)
         clean = self.blocks.share(canvas, ~canvas.masked & ~canvas.dirty) == 1
         return self.blocks.spread(canvas, clean.cumprod(1).bool() & prompt[:, None], prompt=prompt)
+
+
+@dataclass(frozen=True, repr=False)
+class Moot(Where):
+    """Blocks behind the first in which an EOS of the response is decided: under block-causal attention nothing before
+    them depends on them, and of what they would hold nothing is read."""
+
+    blocks: Blocks
+    optional = "ended"
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.moot"
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        ids = self.blocks.ids(canvas)
+        return canvas.valid & (ids > ids.masked_fill(~canvas.ended, _NOWHERE).amin(1, keepdim=True))
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,10 +262,13 @@ class Quota(Pick):
 
     def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B] each: cells a step, steps with one more, cells decided in the block, steps of earlier blocks."""
-        here, count = self.blocks(canvas), self.blocks.count(canvas).clamp(min=1)
+        here, first = self.blocks(canvas), self.blocks.first(canvas)
+        count = (self.blocks.count(canvas) - first).clamp(min=1)
         total = (here & ~canvas.given).sum(1)
         decided = (here & (canvas.decided_at > 0)).sum(1)
-        number = torch.minimum(self.blocks.current(canvas), count).clamp(min=0)  # holes may lie before the origin
+        number = torch.minimum(self.blocks.current(canvas) - first, count).clamp(
+            min=0
+        )  # holes may lie before the origin
         share, extra = self.steps // count, self.steps % count
         steps = (share + (number < extra)).clamp(min=1)
         before = share * number + torch.minimum(number, extra)

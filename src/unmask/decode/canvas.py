@@ -239,6 +239,10 @@ class Canvas:
             new["revisions"] = self.revisions - sum(cells.long() for cells in spent)
         return self._change(("position", "_fixed"), step=now, **new)
 
+    def showing(self, tokens: Tensor) -> Canvas:
+        """The same canvas with other tokens [B, L] in undecided cells, which stay undecided: what a model reads."""
+        return self._change(self.__dict__, tokens=tokens)  # nothing derived reads the token of an undecided cell
+
     def finish(self, done: Tensor) -> Canvas:
         """Mark rows [B] as done; they stay so."""
         return self._change(self.__dict__, done=self.done | done)  # nothing derived depends on it

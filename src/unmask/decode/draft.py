@@ -39,6 +39,8 @@ class Draft:
     """[B, L] int64: the place of each cell among those a joint sampler drew, from 1; 0 for the others."""
     costs: tuple[Cost, ...] = field(default=())
     """What the helpers of the denoiser computed for this draft."""
+    aside: Tensor | None = None
+    """[B, L] bool: cells of a probe. They were run through the model beside the text, and no key of them is kept."""
 
     @cached_property
     def at(self) -> Tensor:
@@ -110,7 +112,7 @@ class Draft:
         keep = torch.isin(self.at // self.fresh.shape[1], rows)
         rest = (None if t is None else t[keep] for t in (self.chosen, self.belief))
         second = None if self.second is None else self.second[rows]
-        drawn = None if self.drawn is None else self.drawn[rows]
+        drawn, aside = (None if t is None else t[rows] for t in (self.drawn, self.aside))
         costs = tuple(Cost(c.name, c.computed[rows], c.seconds) for c in self.costs)
         own = (self.computed[rows], self.fresh[rows], self.logits[keep])
-        return Draft(*own, *rest, second=second, drawn=drawn, costs=costs)
+        return Draft(*own, *rest, second=second, drawn=drawn, costs=costs, aside=aside)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.decode.algebra import Pick, Rows, Rule, Where, as_pick, term
-from unmask.decode.blocks import Quota
+from unmask.decode.blocks import Blocks, Quota
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.where import Region
@@ -144,6 +144,38 @@ class Sure(Rows):
             return self.clock.progress(canvas)
         own = canvas.valid & ~canvas.given
         return (own & ~canvas.masked).sum(1).double() / own.sum(1).clamp(min=1)
+
+
+@term("clear")
+@dataclass(frozen=True, repr=False)
+class Clear(Pick):
+    """All of each block that is sure of itself: early commit for blocks.
+
+    A block is sure when the mean confidence over its undecided cells, all of which must be candidates, has reached the
+    threshold of its own progress, the decided share of its cells that are not given. `criterion` as in `sure`.
+    """
+
+    schedule: Schedule
+    blocks: Blocks
+    criterion: Literal["gap", "peak", "score", "margin"] = "gap"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"clear needs a threshold such as level(5.0), not {self.schedule!r:.80}")
+        if not isinstance(self.blocks, Blocks):
+            raise ValueError(f"clear commits blocks such as blocks(8), not {self.blocks!r:.80}")
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"cannot be sure by {self.criterion!r}; known: {', '.join(CRITERIA)}")
+
+    def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
+        left = self.blocks.total(canvas, canvas.masked)
+        value = draft.value(self.criterion).double().masked_fill(~among, 0)
+        mean = self.blocks.total(canvas, value) / left.clamp(min=1)
+        own = self.blocks.total(canvas, canvas.valid & ~canvas.given)
+        sure = mean >= self.schedule((own - left) / own.clamp(min=1))
+        whole = (left > 0) & (self.blocks.total(canvas, among) == left)
+        none = torch.zeros_like(canvas.done)
+        return among & self.blocks.spread(canvas, whole & sure, prompt=none)
 
 
 def gap(high: float, middle: float, low: float, *, clock: Quota | None = None, where: Where | None = None) -> Sure:

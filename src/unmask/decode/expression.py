@@ -11,14 +11,16 @@ from typing import Any
 from unmask.decode.algebra import TERMS, Pick, Rows, Rule, Where
 from unmask.decode.belief import Joint
 from unmask.decode.blocks import After, Blocks
-from unmask.decode.early import Sure
+from unmask.decode.early import Clear, Sure
 from unmask.decode.judge import Agrees
 from unmask.decode.pick import MOST, Confident, DreamQuota, EntropyBounded, Factor, Scattered
+from unmask.decode.probe import Probing
 from unmask.decode.revise import Doubted
 from unmask.errors import UserError, suggest
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
-    Blocks: ("onward", "entered", "ahead", "settled", "after", "quota", "when"),
+    Blocks: ("onward", "entered", "ahead", "settled", "moot", "after", "quota", "when"),
+    Probing: ("answer", "taken", "when"),
     Where: ("when",),
     Pick: ("when",),
     Rows: (),
@@ -58,7 +60,7 @@ def within(rules: Iterable[Rule]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             told = f"a number in [{least}, {most}]" if most < math.inf else f"a number of at least {least}"
             raise UserError(f"{name} of {rule!r:.80} must be {told}, not {value!r:.80}")
-        if isinstance(rule, Sure) and rule.criterion != "gap":
+        if isinstance(rule, Sure | Clear) and rule.criterion != "gap":
             levels = [getattr(rule.schedule, f.name) for f in fields(rule.schedule) if f.name != "rate"]
             if wrong := [level for level in levels if not 0 < level <= 1]:
                 told = f"a level of {rule.criterion} is a probability above 0 and at most 1"
@@ -122,6 +124,11 @@ class _Reader:
 
     def _constant(self, node: ast.Constant) -> Any:
         return node.value
+
+    def _tuple(self, node: ast.Tuple | ast.List) -> tuple[Any, ...]:
+        return tuple(self.read(part) for part in node.elts)
+
+    _list = _tuple
 
     def _name(self, node: ast.Name) -> Any:
         if node.id not in self.names:

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.decode.algebra import Pick, Rows, Rule, Then, Where, WhereAnd, WhereNot, WhereOr, WhereWhen, Whole, as_pick
+from unmask.decode.algebra import (
+    Pick,
+    Rows,
+    RowsOr,
+    Rule,
+    Then,
+    Where,
+    WhereAnd,
+    WhereNot,
+    WhereOr,
+    WhereWhen,
+    Whole,
+    as_pick,
+    rebuilt,
+)
 from unmask.decode.belief import Belief, Joint
 from unmask.decode.blocks import Blocks, Onward
 from unmask.decode.canvas import Canvas
 from unmask.decode.draft import Draft
 from unmask.decode.expression import parse
 from unmask.decode.pick import MOST, Drawn
-from unmask.decode.where import Dirty, Everything, Finished, Masked, filled
+from unmask.decode.probe import Pinned, probes
+from unmask.decode.serial import Held
+from unmask.decode.where import Dirty, Everything, Masked, filled
 from unmask.errors import UserError, suggest
 
 PARTS = ("query", "unmask", "remask", "edit", "stop")
@@ -75,9 +91,15 @@ class Recipe:
             raise UserError(f"{self.stop!r} may hold of no full row; add `| filled`")
         if not self.unmask.always:
             raise UserError(f"{self.unmask!r} may commit nothing and never end; add `| best(1)`")
-        if any(isinstance(r, Where) and r.optional for r in self.unmask.walk()) and not isinstance(self.stop, Finished):
-            raise UserError(f"{self.unmask!r} leaves cells undecided on purpose; its stop must be `finished`")
+        stops = {rule._name for rule in _sides(self.stop)}
+        for left in (r.optional for r in self.unmask.walk() if isinstance(r, Where)):
+            if left and left not in stops:
+                raise UserError(f"{self.unmask!r} leaves cells undecided on purpose; its stop must be `{left}`")
         self._refuse_joint()
+        self._refuse_probe()
+        for rule in self.unmask.walk():
+            if isinstance(rule, Held) and rule.edit != self.edit:
+                raise UserError(f"held looks at what edit rewrites; give it the recipe's own, {self.edit!r}")
         for early in self.unmask.walk():
             if isinstance(early, Whole) and not reaches(self.query, early.rule):
                 raise UserError(
@@ -98,6 +120,17 @@ class Recipe:
                     raise UserError(
                         f"{self.joint!r} draws more tokens than a block of {min(sizes)} has; use at most that many"
                     )
+
+    def _refuse_probe(self) -> None:
+        pinned = {belief.probe for belief in self.beliefs if isinstance(belief, Pinned)}
+        asked = probes(rule for part in (self.query, self.unmask, self.stop) for rule in part.walk())
+        if len(asked | pinned) > 1:
+            raise UserError(f"{' and '.join(sorted(map(repr, asked | pinned)))} are two probes; use one")
+        for probe in asked ^ pinned:
+            told = "add pinned(...) to its beliefs" if probe in asked else "add it to its query"
+            raise UserError(f"{probe!r} is asked for in the query, and pinned by a belief; {told}")
+        if pinned and (self.remask or self.edit):
+            raise UserError("a probe stands behind blocks that stay as they are decided; leave remask and edit out")
 
     @property
     def joint(self) -> Joint | None:
@@ -130,6 +163,12 @@ class Recipe:
         for part in (*(getattr(self, name) for name in PARTS), *self.beliefs):
             if part is not None:
                 yield from part.walk()
+
+    def rebuilt(self, change: Callable[[Rule], Rule]) -> Recipe:
+        """The same recipe with `change` applied to every rule of every part."""
+        parts = {part: rebuilt(rule, change) for part in PARTS if (rule := getattr(self, part)) is not None}
+        beliefs: Any = tuple(rebuilt(belief, change) for belief in self.beliefs)
+        return replace(self, **parts, beliefs=beliefs)
 
     def need(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: cells whose logits some rule wants: the undecided ones and what rules read beyond them."""
@@ -225,6 +264,15 @@ def reaches(query: Where, cells: Where, *, every: bool = False) -> bool:
     if isinstance(query, WhereWhen):
         return not every and reaches(query.rule, cells)
     return isinstance(query, WhereNot) and query.rule.decided
+
+
+def _sides(stop: Rows) -> Iterator[Rows]:
+    """The conditions each of which is enough."""
+    if isinstance(stop, RowsOr):
+        yield from _sides(stop.left)
+        yield from _sides(stop.right)
+    else:
+        yield stop
 
 
 def _readers(rule: Rule) -> Iterator[Rule]:

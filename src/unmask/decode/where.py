@@ -66,12 +66,13 @@ class Frontier(Where):
 
 @dataclass(frozen=True, repr=False)
 class Abandoned(Where):
-    """Undecided cells never yet computed, in rows that have decided on an EOS: nothing new is opened there (D2F)."""
+    """Undecided and given cells never yet computed, in rows that have decided on an EOS: none is opened there (D2F)."""
 
-    optional = True
+    optional = "finished"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        return canvas.masked & (canvas.cached_at < 0) & canvas.ended.any(1)[:, None]
+        unread = (canvas.masked | canvas.given) & (canvas.cached_at < 0)
+        return unread & canvas.ended.any(1)[:, None]
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,16 +8,18 @@ from typing import cast
 
 from unmask.decode import Denoiser, Recipe
 from unmask.decode.belief import Blend
+from unmask.decode.blocks import After, Settled
 from unmask.decode.pick import Confident, Factor
 from unmask.denoise.cfg import ClassifierFree
 from unmask.denoise.guide import Blended, Guided
 from unmask.denoise.jointly import Jointly
 from unmask.denoise.penalties import bounded
 from unmask.denoise.plain import Plain
+from unmask.denoise.probe import probed
 from unmask.denoise.rows import Number, each, fits, listed, number
 from unmask.denoise.sampled import Draws, Sampled
 from unmask.errors import UserError
-from unmask.models.config import ModelConfig
+from unmask.models.config import Layout, ModelConfig
 from unmask.models.joint import JointSampler
 from unmask.models.transformer import Transformer
 
@@ -36,14 +38,15 @@ def dress(
 ) -> Denoiser:
     """The denoiser of `recipe` over `model`, for up to `slots` rows of up to `length` cells.
 
-    From the inside out: the model (`plain`, if it is to be watched from outside), its guidance away from the unprompted
-    (`cfg`, one scale or one a slot), what draws its tokens (one by one, or by the joint sampler), the guide that judges
-    them, the blend of both. UserError where the recipe needs a network that is not given, or cannot be stacked with
-    these settings.
+    From the inside out: the model (`plain`, if it is to be watched from outside), its probe, its guidance away from the
+    unprompted (`cfg`, one scale or one a slot), what draws its tokens (one by one, or by the joint sampler), the guide
+    that judges them, the blend of both. UserError where the recipe needs a network that is not given, or cannot be
+    stacked with these settings.
     """
     draws, name = draws or Draws(), _name(recipe)
     scale = each("cfg", cfg, partial(number, "cfg"))
-    joint, network = recipe.joint, plain or Plain(model, slots=slots, length=length, cached=recipe.cached)
+    sizes = {"slots": slots, "length": length, "layout": layout_of(recipe, model.config.layout)}
+    joint, network = recipe.joint, probed(plain or Plain(model, cached=recipe.cached, **sizes), recipe)
     if joint and joint.k > 1 and sampler is None:
         raise UserError(f"recipe {name} draws {joint.k} tokens a forward, and this model has no joint sampler")
     fits("cfg", scale, slots)
@@ -51,7 +54,7 @@ def dress(
     base: Denoiser = network
     if any(listed(scale)):
         _check_guidance(recipe, model.config)
-        base = ClassifierFree(base, Plain(model, slots=slots, length=length, cached=recipe.cached), scale)
+        base = ClassifierFree(base, probed(Plain(model, cached=recipe.cached, **sizes), recipe), scale)
     sampled = Sampled(base, **{f.name: getattr(draws, f.name) for f in fields(Draws)})
     denoise: Denoiser = sampled if draws.active else base
     if joint:  # a single draw asks its network for nothing but drafts
@@ -64,6 +67,28 @@ def dress(
         if isinstance(belief, Blend):
             denoise = Blended(denoise, belief.weight)
     return denoise
+
+
+def layout_of(recipe: Recipe, layout: Layout) -> Layout:
+    """Who sees whom under a recipe: a block-causal model attends in the blocks that are opened and cached.
+
+    UserError for blocks that the model cannot attend in: of a size that is no multiple or part of that trained, or
+    counted from elsewhere.
+    """
+    units = (
+        {r.blocks for r in recipe.query.walk() if isinstance(r, After | Settled)} if layout.kind == "block" else set()
+    )
+    if len(units) > 1:
+        raise UserError(
+            f"recipe {_name(recipe)} opens or caches by {' and by '.join(map(repr, units))}; use one of them"
+        )
+    for blocks in units:
+        if blocks.grid != layout.grid:
+            raise UserError(
+                f"this model counts its blocks from {layout.grid!r}; use blocks({blocks.size}, grid={layout.grid!r})"
+            )
+        layout = layout.resized(blocks.size)
+    return layout
 
 
 def _name(recipe: Recipe) -> str:

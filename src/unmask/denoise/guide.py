@@ -56,7 +56,8 @@ class Guided:
     def _judged(self, canvas: Canvas, draft: Draft, text: Tensor) -> Tensor:
         """[B, L] bool: the cells whose drafts are judged."""
         end = ends(text, canvas.eos) & ~canvas.given
-        barred = canvas.masked & ~draft.fresh
+        read = draft.fresh if draft.aside is None else draft.fresh & ~draft.aside
+        barred = canvas.masked & ~read
         barred[:, :1] |= canvas.masked[:, :1]  # nothing stands before the first cell
         barred[:, 1:] |= end[:, :-1]
         cells = canvas.masked & (barred.cumsum(1) == 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.decode import Canvas, Cost, Draft, Pick, account
 from unmask.decode.algebra import Whole
 from unmask.decode.belief import Joint
+from unmask.decode.early import Clear
 from unmask.decode.pick import Drawn, rank
 from unmask.denoise.plain import Plain
 from unmask.models.joint import JointSampler
@@ -66,14 +67,14 @@ class Jointly:
         for part in account(self.unmask, canvas, draft, open_) if drawing or self._exits else ():
             if isinstance(part.rule, Drawn):
                 among = among | part.among
-            elif isinstance(part.rule, Whole):
+            elif isinstance(part.rule, Whole | Clear):
                 whole = whole | part.rule(canvas, draft, part.among)
         count = -(-whole.sum(1) // self.joint.k)
         return torch.where(whole.any(1)[:, None], whole, among), count.clamp(min=1)
 
     @property
     def _exits(self) -> bool:
-        return any(isinstance(r, Whole) for r in self.unmask.walk())
+        return any(isinstance(r, Whole | Clear) for r in self.unmask.walk())
 
     def _next(self, canvas: Canvas, now: Draft, left: Tensor, quota: Tensor, turn: int) -> Tensor:
         """[B, L]: the surest cells of those left, `quota` a row; none in rows that are not sure enough any more."""
@@ -91,7 +92,7 @@ class Jointly:
         model = self.plain.model
         base, seen = self.plain.hidden(canvas, raw)
         index = canvas.position.expand_as(token)
-        allowed = self.sampler.config.layout.visible(index, index, canvas.origin)
+        allowed = self.plain.layout.visible(index, index, canvas.origin)
         visible = seen[:, None, None, :].expand(-1, 1, token.shape[1], -1)
         visible = visible if allowed is None else visible & allowed[:, None]
         rope = model.rope(token.shape[1], None, base.dtype)

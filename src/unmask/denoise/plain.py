@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.decode import Canvas, Draft
+from unmask.models.config import Layout
 from unmask.models.kv import KVPool
 from unmask.models.transformer import Transformer
 
@@ -16,11 +17,15 @@ class Plain:
     """(canvas, query, need) -> Draft over one model and one K/V pool addressed by `canvas.slot`.
 
     `cached=False` keeps no keys and values: each forward attends to the cells it computes. Where logits are shifted the
-    cell before each needed one is computed too, so that no logit is guessed.
+    cell before each needed one is computed too, so that no logit is guessed. `layout`: who sees whom, if not as the
+    model was trained (a block-causal model may be run in larger or smaller blocks).
     """
 
-    def __init__(self, model: Transformer, *, slots: int, length: int, cached: bool = True) -> None:
+    def __init__(
+        self, model: Transformer, *, slots: int, length: int, cached: bool = True, layout: Layout | None = None
+    ) -> None:
         c = self.config = model.config
+        self.layout = layout or c.layout
         if length > c.max_positions:
             raise ValueError(f"{length} cells do not fit into the model's {c.max_positions} positions")
         self.model, self.slots, self.length = model, slots, length
@@ -107,7 +112,7 @@ class Plain:
         else:
             known = compute | (canvas.cached_at >= 0) & canvas.valid
             keys, position = (None if bool(known.all()) else known), canvas.position.expand_as(compute)
-        allowed = self.config.layout.visible(index, position, canvas.origin)
+        allowed = self.layout.visible(index, position, canvas.origin)
         if keys is None:
             return None if allowed is None else allowed[:, None]
         seen = keys[:, None, None, :]

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import ast
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
 from itertools import combinations
+from operator import or_
 from typing import Any
 
 from unmask.decode.algebra import TERMS, Pick, Rule, Where, as_pick
 from unmask.decode.belief import Belief
 from unmask.decode.blocks import Blocks
 from unmask.decode.early import Prefer
-from unmask.decode.expression import cut, deep, parse
+from unmask.decode.expression import cut, parse
 from unmask.decode.pick import Drawn
 from unmask.decode.recipe import Recipe, contents, reaches
 from unmask.decode.where import Everything, everything, filled, masked
-from unmask.errors import UserError, suggest
-from unmask.recipes import entries
-from unmask.recipes.levers import Lever, levers
+from unmask.errors import UserError
+from unmask.models.config import Layout
+from unmask.recipes.levers import levers
+from unmask.recipes.reading import Reader, Use, lever_in, pieces, tidy
 
 SIMPLE = "threshold"
 """The lever that commits where none is typed and none of those typed brings one."""
-TOO_MANY = ""
-"""In place of a setting's name: there is no setting left for this argument."""
+BLOCK = 32
+"""Cells of a block where none is asked for."""
 ONCE = {
     "block": "both set the size of the blocks",
     "query": "both say what is computed",
@@ -38,57 +40,52 @@ ONCE = {
 """Parts of a recipe that one lever fills, and what two that do so both do."""
 
 
-@dataclass(frozen=True, eq=False)
-class Use:
-    """A lever in a stack, its settings, and where each of them is typed (columns from 1)."""
-
-    lever: Lever
-    column: int
-    typed: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, int] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
-    implied: bool = False
-    """Is it not typed, but there because a stack needs one of its kind?"""
-
-    @property
-    def name(self) -> str:
-        """The lever's."""
-        return self.lever.name
-
-    def of(self, table: Mapping[str, Any]) -> Any:
-        """What a table says of this lever, by its name or else its kind; None for nothing."""
-        return table.get(self.name, table.get(self.lever.kind))
-
-
 def is_stack(text: str) -> bool:
     """Is it levers joined by `+` (or meant to be), or one lever whose name is no rule that could stand for itself?"""
-    if len(list(_pieces(text))) > 1:
+    if len(list(pieces(text))) > 1:
         return True
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     if isinstance(node, ast.BinOp | ast.UnaryOp):  # levers joined by another sign, which `build` tells
-        return _lever_in(node) is not None
+        return lever_in(node) is not None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         word = TERMS.get(node.func.id)
         return node.func.id != "Recipe" and (word is None or (isinstance(word, type) and issubclass(word, Belief)))
     return isinstance(node, ast.Name) and node.id in levers()
 
 
-def _lever_in(node: ast.expr) -> ast.Name | None:
-    """The first word that is a lever and no rule."""
-    known = levers().keys() - TERMS.keys()
-    return next((word for word in ast.walk(node) if isinstance(word, ast.Name) and word.id in known), None)
-
-
-def build(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None, cite: str = "") -> Recipe:
+def build(
+    text: str,
+    *,
+    given: Mapping[str, Any] | None = None,
+    length: int | None = None,
+    layout: Layout | None = None,
+    cite: str = "",
+) -> Recipe:
     """The recipe of a stack, named by its text; UserError, with the column, for what is no stack or cannot work.
 
-    `given`: settings said elsewhere, for the levers that have them. Blocks and steps not said follow from `length`
-    (cells of the response): blocks of 32 cells or as many as there are, and one cell a step.
+    `given`: settings said elsewhere, for the levers that have them. Blocks and steps not said are `fitted` to `length`
+    (cells of the response) and to the model's `layout`.
     """
-    return _Composer(" ".join(text.split()), dict(given or {}), length).recipe(cite)
+    return _Composer(tidy(text), dict(given or {}), length, layout).recipe(cite)
+
+
+def fitted(length: int | None, layout: Layout | None = None, block: int | None = None) -> dict[str, Any]:
+    """What follows from the cells of the response and from the model's layout, where they are known.
+
+    Blocks and their grid are those a block-causal model attends in, or else 32 cells or as many as there are; steps are
+    one a cell. A schedule gives every block the same number of steps, so an incomplete last one counts as whole.
+    """
+    found: dict[str, Any] = {}
+    if layout is not None and layout.kind == "block":
+        found = {"block": block or layout.size, "grid": layout.grid}
+    elif length is not None:
+        found = {"block": block or min(BLOCK, length)}
+    if length is not None and found:
+        found["steps"] = -(-length // found["block"]) * found["block"]
+    return found
 
 
 def refusal(one: str, other: str) -> str:
@@ -104,150 +101,30 @@ def _plain(error: UserError, text: str) -> str:
     return re.sub(rf" at column \d+ of {re.escape(repr(cut(text)))}", "", str(error))
 
 
-def from_toml(text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None) -> Recipe | None:
+def from_toml(
+    text: str, *, given: Mapping[str, Any] | None = None, length: int | None = None, layout: Layout | None = None
+) -> Recipe | None:
     """The recipe of a TOML file that says `stack = "..."` (and may have a name and a cite); None for one without."""
     table = contents(text)
     if "stack" not in table:
         return None
-    made = build(table["stack"], given=given, length=length, cite=table.get("cite", ""))
+    made = build(table["stack"], given=given, length=length, layout=layout, cite=table.get("cite", ""))
     return replace(made, name=table.get("name", made.name))
 
 
-def _pieces(text: str) -> Iterator[tuple[int, str]]:
-    """What stands between the `+` outside of all brackets, and the index where it begins."""
-    depth, start = 0, 0
-    for at, sign in enumerate(text):
-        depth += (sign in "([{") - (sign in ")]}")
-        if sign == "+" and depth == 0:
-            yield start, text[start:at]
-            start = at + 1
-    yield start, text[start:]
-
-
-def _arguments(node: ast.Call, names: list[str]) -> Iterator[tuple[int, str | None, ast.expr]]:
-    """(offset, setting, its expression) of every argument; the setting is None for what is unpacked."""
-    for number, part in enumerate(node.args):
-        name = names[number] if number < len(names) else TOO_MANY
-        yield part.col_offset, None if isinstance(part, ast.Starred) else name, part
-    for keyword in node.keywords:
-        yield keyword.col_offset, keyword.arg, keyword.value
-
-
-class _Reader:
-    """The levers that a text names, with their settings."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def fail(self, column: int, fault: str, advice: str = "") -> UserError:
-        return UserError(f"{fault} at column {column} of {cut(self.text)!r}{'; ' * bool(advice)}{advice}")
-
-    def unknown(self, column: int, name: str, known: Iterable[str], kind: str) -> UserError:
-        """An error for an unknown word: with the nearest one, or else with all there are."""
-        fault = f"unknown {kind} {cut(name)!r}"
-        near, _, names = str(suggest(cut(name), known, kind)).removeprefix(fault).partition(" Known: ")
-        advice = near.removeprefix("; ") if near[:1] == ";" else f"known: {names}" if names else "there is none"
-        return self.fail(column, fault, advice)
-
-    def read(self) -> list[Use]:
-        uses: list[Use] = []
-        if "#" in self.text:
-            raise self.fail(self.text.index("#") + 1, "a stack has no comments", "leave out all from # on")
-        for start, piece in _pieces(self.text):
-            use = self._use(start + len(piece) - len(piece.lstrip()), piece.strip())
-            if any(other.name == use.name for other in uses):
-                raise self.fail(use.column, f"{use.name} is given twice", "keep one")
-            uses.append(use)
-        return uses
-
-    def _use(self, start: int, piece: str) -> Use:
-        """One lever; `start` is the index of its first letter."""
-        if not piece:
-            raise self.fail(start + 1, "a lever is missing")
-        if re.fullmatch(r"[\w-]+", piece):
-            return Use(self._lever(piece, start + 1), start + 1)
-        node = self._parsed(start, piece)
-
-        def column(offset: int) -> int:
-            return start + 1 + len(piece.encode()[:offset].decode())
-
-        if isinstance(node, ast.Name):
-            return Use(self._lever(node.id, column(node.col_offset)), column(node.col_offset))
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-            if isinstance(node, ast.BinOp | ast.UnaryOp) and (word := _lever_in(node)) is not None:
-                fault = f"{word.id} is a lever, and levers are joined by + alone"
-                raise self.fail(column(word.col_offset), fault, "as in dual + threshold(0.9)")
-            told = f"a lever is a name or a call such as threshold(0.9), and {cut(piece)!r} is neither"
-            raise self.fail(start + 1, told)
-        lever = self._lever(node.func.id, column(node.col_offset))
-        values, columns = {}, {}
-        for offset, name, part in _arguments(node, list(lever.settings)):
-            setting, place = self._setting(lever, name, values, column(offset)), column(part.col_offset)
-            values[setting], columns[setting] = self._value(lever, setting, part, place), place
-        return Use(lever, column(node.col_offset), values, columns)
-
-    def _parsed(self, start: int, piece: str) -> ast.expr:
-        try:
-            node = ast.parse(piece, mode="eval").body
-        except SyntaxError as error:
-            raise self.fail(start + (error.offset or 1), f"cannot read {cut(piece)!r}: {error.msg}") from None
-        except (ValueError, RecursionError, MemoryError):
-            raise self.fail(start + 1, "nested too deeply, or not text") from None
-        if deep(node):
-            raise self.fail(start + 1, "nested too deeply")
-        return node
-
-    def _lever(self, name: str, column: int) -> Lever:
-        if name in (known := levers()):
-            return known[name]
-        if len(list(_pieces(self.text))) == 1:
-            raise self.unknown(column, name, [*known, *TERMS], "lever or rule")
-        if (word := name.replace("-", "_")) in known:
-            raise self.fail(column, f"the lever is written {word}")
-        if name in TERMS or name in entries():
-            told = f"{name} is a {'rule' if name in TERMS else 'recipe'}, and a stack is made of levers"
-            raise self.fail(column, told, f"known: {', '.join(known)}")
-        raise self.unknown(column, word, known, "lever")
-
-    def _setting(self, lever: Lever, name: str | None, seen: Mapping[str, Any], column: int) -> str:
-        """The setting's name, if the lever has one of that name and it is not given yet."""
-        if name == TOO_MANY:
-            count = len(lever.settings)
-            raise self.fail(column, f"{lever} has {count or 'no'} setting{'s' * (count != 1)}, not so many")
-        if name is None:
-            raise self.fail(column, "* is not part of a stack")
-        if name not in lever.settings:
-            raise self.unknown(column, name, lever.settings, f"setting of {lever.name}")
-        if name in seen:
-            raise self.fail(column, f"{name} of {lever.name} is given twice")
-        return name
-
-    def _value(self, lever: Lever, name: str, node: ast.expr, column: int) -> Any:
-        """The number, or word, of a setting."""
-        sign = node.op if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd) else None
-        inner = node.operand if isinstance(node, ast.UnaryOp) and sign else node
-        value: Any = inner.value if isinstance(inner, ast.Constant) else None
-        if isinstance(inner, ast.Name) and inner.id == "inf":
-            value = math.inf
-        if sign:
-            value = (-value if isinstance(sign, ast.USub) else value) if type(value) in (int, float) else None
-        if fault := lever.settings[name].fault(value):
-            raise self.fail(column, f"{name} of {lever.name} must be {fault}, not {cut(ast.unparse(node))}")
-        return float(value) if isinstance(lever.settings[name].default, float) else value
-
-
-class _Composer(_Reader):
+class _Composer(Reader):
     """One recipe of several levers."""
 
-    def __init__(self, text: str, given: dict[str, Any], length: int | None) -> None:
+    def __init__(self, text: str, given: dict[str, Any], length: int | None, layout: Layout | None) -> None:
         super().__init__(text)
-        self.given, self.length = given, length
+        self.given, self.length, self.layout = given, length, layout
         uses = self.read()
         self._refuse_pairs(uses)
         order = list(levers())
         uses = self._settled(sorted(self._completed(uses), key=lambda use: order.index(use.name)))
         self.values = {use.name: use.values for use in uses}
         self.block: int = self.values["blocks"]["block"]
+        self.blocks = Blocks(self.block, self.layout.grid if self.layout and self.layout.kind == "block" else "origin")
         self.parts = {use.name: self._parts(use, uses) for use in uses}
         self.uses = uses
 
@@ -262,6 +139,9 @@ class _Composer(_Reader):
             for part, what in ONCE.items():
                 if part in one.lever.parts and part in two.lever.parts:
                     raise self.fail(two.column, f"{one.name} and {two.name} {what}", "keep one")
+        for use in uses:
+            if (upon := use.lever.upon) and not any(other.name == upon for other in uses):
+                raise self.fail(use.column, f"{use.name} needs {upon}", f"write {upon} + {use.name}")
 
     def _completed(self, uses: list[Use]) -> list[Use]:
         """With the size of the blocks and with what commits, where they are not typed."""
@@ -270,7 +150,7 @@ class _Composer(_Reader):
             order = list(levers())
             bases = [use.lever for use in uses if use.lever.base]
             bases.sort(key=lambda lever: (lever.kind != "revise", order.index(lever.name)))
-            base = _Reader(bases[0].base if bases else SIMPLE).read()[0]
+            base = Reader(bases[0].base if bases else SIMPLE).read()[0]
             more.append(Use(base.lever, 1, values=base.typed, implied=True))
         return [*uses, *more]
 
@@ -278,11 +158,8 @@ class _Composer(_Reader):
         """With a value for every setting: as typed, as said elsewhere, as follows from the length, or the default."""
         self._check_given(uses)
         size = next(use for use in uses if use.name == "blocks").typed.get("block", self.given.get("block"))
-        fitted = {}
-        if self.length is not None:
-            block = size or min(levers()["blocks"].settings["block"].default, self.length)
-            fitted = {"block": block, "steps": -(-self.length // block) * block}
-        return [replace(use, values=self._values(use, fitted)) for use in uses]
+        found = fitted(self.length, self.layout, size)
+        return [replace(use, values=self._values(use, found)) for use in uses]
 
     def _check_given(self, uses: list[Use]) -> None:
         """UserError for a setting said elsewhere that no lever has, that it cannot have, or that is typed otherwise."""
@@ -315,7 +192,7 @@ class _Composer(_Reader):
                     last = max(use.column, other.column, changed[part].column)
                     raise self.fail(last, f"{three} do not go together", "leave one out")
                 texts[part], changed[part], words = text, other, {**other.values, **words}
-        words["b"] = Blocks(self.block)
+        words["b"] = self.blocks
         for word, text in texts.pop("let", {}).items():
             words[word] = self._rule(use, text, words)
         rules = {part: text for part, text in texts.items() if isinstance(text, str) and text and part != "sure"}
@@ -339,7 +216,8 @@ class _Composer(_Reader):
                 query = query | more
         query, unmask = self._early(query, self._commit())
         parts: dict[str, Any] = {part: next(iter(self._filled(part)), None) for part in ("remask", "edit")}
-        parts |= {"stop": next(iter(self._filled("stop")), filled), "beliefs": tuple(self._filled("belief"))}
+        stop = reduce(or_, self._filled("ends"), next(iter(self._filled("stop")), filled))
+        parts |= {"stop": stop, "beliefs": tuple(self._filled("belief"))}
         self._check(query, unmask, parts)
         cites = "; ".join(dict.fromkeys(use.lever.cite for use in self.uses if use.lever.cite))
         revisions = max([1, *self._filled("revisions")])
@@ -349,11 +227,15 @@ class _Composer(_Reader):
             raise UserError(f"{error} (the stack {cut(self.text)!r})") from None
 
     def _commit(self) -> Pick:
-        """What a forward commits: within the block, or in what an exit leaves to be written."""
+        """What a forward commits: within the block, or in what an exit leaves to be written.
+
+        Where a lever commits more (`also`) it says itself in what; what it commits `first` it commits alone.
+        """
         (commit,) = self._filled("commit")
         places = {use.lever.kind: place for use in self.uses if (place := self.parts[use.name].get("within"))}
         place = places.get("exit", places.get("commit"))
-        return as_pick(commit) if place is None else place >> commit
+        commit = reduce(or_, self._filled("also"), as_pick(commit) if place is None else place >> commit)
+        return reduce(lambda rest, first: Prefer(first, rest), self._filled("first"), commit)
 
     def _early(self, query: Where, commit: Pick) -> tuple[Where, Pick]:
         """What is computed and committed where a lever watches an answer and ends a row early.
@@ -367,7 +249,7 @@ class _Composer(_Reader):
         if use is None:
             return query, commit
         watch, clock = self.parts[use.name]["watch"], next(iter(self._filled("clock")), None)
-        words = {**use.values, "watch": watch, "clock": clock, "b": Blocks(self.block)}
+        words = {**use.values, "watch": watch, "clock": clock, "b": self.blocks}
         sure: Any = self._rule(use, use.lever.parts["sure"], words)
         if not isinstance(query, Everything):
             query = query | watch
@@ -375,7 +257,7 @@ class _Composer(_Reader):
             return query, Prefer(watch.when(sure), commit)
         if reaches(query, masked, every=True):
             return query, everything.when(sure) | commit
-        ahead = Blocks(self.block).ahead
+        ahead = self.blocks.ahead
         return query | everything.when(ahead), everything.when(sure | ahead) | watch.when(sure) | commit
 
     def _check(self, query: Where, unmask: Pick, parts: Mapping[str, Any]) -> None:

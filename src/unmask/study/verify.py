@@ -14,6 +14,7 @@ from torch import Tensor
 from unmask import recipes, zoo
 from unmask.decode import Canvas, Draft, Recipe, decode, useful
 from unmask.denoise import Plain, dress
+from unmask.denoise.dress import layout_of
 from unmask.errors import UserError
 from unmask.generate import ASKS, Model
 from unmask.models.config import Layout
@@ -60,9 +61,11 @@ class Recomputed(Plain):
 class Watched(Plain):
     """A denoiser that compares each of its drafts, keys and values with exact ones; `rows` is what it found."""
 
-    def __init__(self, model: Transformer, *, slots: int, length: int, cached: bool = True) -> None:
-        super().__init__(model, slots=slots, length=length, cached=cached)
-        self.exact = Recomputed(model, slots=slots, length=length)
+    def __init__(
+        self, model: Transformer, *, slots: int, length: int, cached: bool = True, layout: Layout | None = None
+    ) -> None:
+        super().__init__(model, slots=slots, length=length, cached=cached, layout=layout)
+        self.exact = Recomputed(model, slots=slots, length=length, layout=layout)
         self.rows: list[Row] = []
         """For each row of each step, as `compare` makes them."""
 
@@ -72,7 +75,7 @@ class Watched(Plain):
         draft = super().__call__(canvas, query, need)
         exact = self.exact(canvas, query, need)
         assert self.exact.pool is not None
-        self.rows += compare(canvas, (draft, exact), (self.pool, self.exact.pool), self.config.layout)
+        self.rows += compare(canvas, (draft, exact), (self.pool, self.exact.pool), self.layout)
         return draft
 
 
@@ -179,8 +182,9 @@ def verify(
     The exact run asks for the same cells and differs in that no key or value is kept.
     """
     size: dict[str, Any] = {"slots": int(canvas.slot.max()) + 1, "length": canvas.tokens.shape[1]}
-    watched = Watched(network, **size, cached=recipe.cached)
-    plains = (watched, Recomputed(network, **size, cached=False))
+    layout = layout_of(recipe, network.config.layout)
+    watched = Watched(network, **size, cached=recipe.cached, layout=layout)
+    plains = (watched, Recomputed(network, **size, cached=False, layout=layout))
     runs = [
         decode(dress(network, recipe, **size, guide=guide, sampler=sampler, plain=plain), recipe, canvas)
         for plain in plains

@@ -18,7 +18,7 @@ KINDS = ("size", "cache", "commit", "exit", "revise", "belief")
 
 @dataclass(frozen=True)
 class Setting:
-    """One number (or word) of a lever: its default and what it may be."""
+    """One number (or word, or text) of a lever: its default and what it may be."""
 
     name: str
     default: Any
@@ -32,6 +32,9 @@ class Setting:
         """What it should have been, or "" if it may be that."""
         if self.among:
             return "" if value in self.among else f"one of {', '.join(self.among)}"
+        if isinstance(self.default, str):
+            told = bool(value.strip()) if isinstance(value, str) else isinstance(value, tuple) and bool(value)
+            return "" if told else "a text in quotes, or token ids such as [17, 3]"
         if isinstance(self.default, bool):
             return "" if isinstance(value, bool) else "True or False"
         whole = isinstance(self.default, int)
@@ -64,6 +67,8 @@ class Lever:
     needs: str = ""
     base: str = ""
     """The lever that commits where none is typed."""
+    upon: str = ""
+    """The lever without which it means nothing."""
     settings: Mapping[str, Setting] = field(default_factory=dict)
     parts: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -81,7 +86,7 @@ class Lever:
         return f"{self.name}({told})" if told else self.name
 
 
-WORDS = ("title", "cite", "needs", "base")
+WORDS = ("title", "cite", "needs", "base", "upon")
 
 
 @lru_cache(maxsize=1)
