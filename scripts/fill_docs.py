@@ -225,8 +225,8 @@ def student() -> str:
     made, c = found["trained"], found["trained"]["config"]
     head = (
         f"{found['parameters']:,} parameters in blocks of {c['block']}, {made['steps_done']:,} steps, "
-        f"{made['tokens']:,} tokens in {made['minutes']:.0f} minutes ({made['machine']}), noise `{c['schedule']}`, on {found['data']} "
-        f"(seed {c['seed']}, Muon {c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
+        f"{made['tokens']:,} tokens in {made['minutes']:.0f} minutes ({made['machine']}), noise `{c['schedule']}`, "
+        f"on {found['data']} (seed {c['seed']}, Muon {c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
     )
     rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(found["curve"], 10)]
     return head + table(["step", "loss"], rows)

@@ -10,6 +10,7 @@ import torch
 
 from unmask import zoo
 from unmask.decode import Canvas
+from unmask.models.config import Layout
 from unmask.models.joint import JointSampler, digest, load_sampler
 from unmask.models.load import load_checkpoint
 from unmask.study import tasks
@@ -37,6 +38,13 @@ def test_the_pair_differs_only_in_what_makes_it_a_pair() -> None:
     assert len(texts) == 1
 
 
+def test_the_student_is_the_dllm_in_blocks() -> None:
+    dllm, student = (load_checkpoint(zoo.path(name)).model for name in (zoo.PAIR[0], zoo.STUDENT))
+    assert replace(student.config, layout=dllm.config.layout) == dllm.config
+    assert student.config.layout == Layout("block", 8)
+    assert zoo.card(zoo.STUDENT)["trained"]["config"]["base"] == digest(dllm)
+
+
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_cards_say_how_the_weights_came_about(name: str) -> None:
     card = json.loads((zoo.path(name) / "card.json").read_text())
@@ -48,7 +56,7 @@ def test_cards_say_how_the_weights_came_about(name: str) -> None:
     assert all(row["results"].startswith("evaluate-") for row in card["accuracy"])
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("dllm", "threshold"), ("twin", "ar")])
+@pytest.mark.parametrize(("name", "recipe"), [("dllm", "threshold"), ("twin", "ar"), ("d2f", "d2f")])
 def test_accuracy_is_what_the_card_says(name: str, recipe: str) -> None:
     """64 of the card's own problems: within three standard errors of the accuracy on all of them."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The embedded pair: a small masked dLLM and its autoregressive twin, shipped inside the package with their cards."""
+"""The embedded models: a small masked dLLM, its autoregressive twin and its block-causal student, with their cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PAIR = ("dllm", "twin")
 CHECKPOINTS = ("dllm-10", "dllm-30", "dllm-60")
 """The dLLM after 10, 30 and 60 percent of its last training round: what stopping early does to an unfinished model."""
 
-NAMES = (*PAIR, *CHECKPOINTS)
+STUDENT = "d2f"
+"""A block-causal student of the dLLM: an exact cache, and several blocks in flight (Discrete Diffusion Forcing)."""
+
+NAMES = (*PAIR, STUDENT, *CHECKPOINTS)
 """Every embedded model."""
 
 
