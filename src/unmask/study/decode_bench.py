@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unmask import zoo
-from unmask.decode import Canvas, Step, ended, filled
+from unmask.decode import filled, finished
 from unmask.errors import UserError
 from unmask.generate import Job, Model, load
 from unmask.settings import Settings
@@ -86,22 +86,10 @@ def models(names: Sequence[str] | None, dtype: str) -> tuple[dict[str, Model], l
     return found, [{"case": name, "why": "no such embedded model"} for name in absent]
 
 
-@dataclass(frozen=True, eq=False)
-class Ending(Job):
-    """A call that is over as soon as an EOS is decided and all before it, whatever its recipe would still complete."""
-
-    def __iter__(self) -> Iterator[tuple[Canvas, Step]]:
-        for canvas, event in super().__iter__():
-            yield canvas, event
-            if bool(ended(canvas).all()):
-                return
-
-
 def ending(job: Job, ends: str) -> Job:
-    """The call with the rule by which a case's response is done (`decode_cases.ENDS`)."""
-    if ends == "canvas":
-        return replace(job, recipe=replace(job.recipe, stop=filled))
-    return Ending(**vars(job)) if ends == "eos" else job
+    """The call with the rule by which a case's response is done (`decode_cases.ENDS`); `generate` ends at the EOS."""
+    stop = {"canvas": filled, "blocks": finished}.get(ends)
+    return job if stop is None else replace(job, recipe=replace(job.recipe, stop=stop))
 
 
 def prepare(case: Case, item: tasks.Item, model: Model) -> tuple[Model, Job]:
