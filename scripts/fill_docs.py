@@ -122,7 +122,7 @@ RATES = {"forwards": "forwards a response", "tokens_per_forward": "tokens a forw
 
 def cards() -> str:
     """What the cards of the embedded pair say of their making and of their evaluation."""
-    found = [*both(), *([card(STUDENT)] if (ZOO / STUDENT / "card.json").is_file() else [])]
+    found = [*both(), card(STUDENT)]
     return made(found) + "\n" + accuracy(found)
 
 
@@ -203,33 +203,28 @@ def accuracy(found: list[dict[str, Any]]) -> str:
 
 def sampler() -> str:
     """How the joint sampler of the embedded dLLM came about, and its curve, from its card."""
-    if not (ZOO / "dllm-joint" / "card.json").is_file():
-        return "Not trained yet.\n"
-    found = card("dllm-joint")
-    made, c = found["trained"], found["trained"]["config"]
-    head = (
-        f"{found['parameters']:,} parameters, {made['steps_done']:,} steps of {c['rows']} windows "
-        f"in {made['minutes']:.0f} minutes ({made['machine']}), up to {c['k']} tokens a forward, on {c['runs']:,} "
-        f"recorded runs of word problems and a third as many of restaurants (seed {c['seed']}, Muon "
-        f"{c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
+    return _curve_of(
+        "dllm-joint",
+        "{parameters:,} parameters, {steps_done:,} steps of {rows} windows in {minutes:.0f} minutes ({machine}), up to "
+        "{k} tokens a forward, on {runs:,} recorded runs of word problems and a third as many of restaurants (seed "
+        "{seed}, Muon {muon_lr}, Adam {adam_lr}, decay {decay}).",
     )
-    rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(found["curve"], 10)]
-    return head + table(["step", "loss"], rows)
 
 
 def student() -> str:
     """How the D2F student of the embedded dLLM came about, and its curve, from its card."""
-    if not (ZOO / STUDENT / "card.json").is_file():
-        return "Not trained yet.\n"
-    found = card(STUDENT)
-    made, c = found["trained"], found["trained"]["config"]
-    head = (
-        f"{found['parameters']:,} parameters in blocks of {c['block']}, {made['steps_done']:,} steps, "
-        f"{made['tokens']:,} tokens in {made['minutes']:.0f} minutes ({made['machine']}), noise `{c['schedule']}`, "
-        f"on {found['data']} (seed {c['seed']}, Muon {c['muon_lr']}, Adam {c['adam_lr']}, decay {c['decay']}).\n\n"
+    return _curve_of(
+        STUDENT,
+        "{parameters:,} parameters in blocks of {block}, {steps_done:,} steps, {tokens:,} tokens in {minutes:.0f} "
+        "minutes ({machine}), noise `{schedule}`, on {data} (seed {seed}, Muon {muon_lr}, Adam {adam_lr}, decay {decay}).",
     )
+
+
+def _curve_of(name: str, text: str) -> str:
+    found = card(name)
+    told = found["trained"]["config"] | found["trained"] | {k: found[k] for k in ("parameters", "data")}
     rows = [[f"{point['step']:,}", f"{point['loss']:.3f}"] for point in _some(found["curve"], 10)]
-    return head + table(["step", "loss"], rows)
+    return text.format(**told) + "\n\n" + table(["step", "loss"], rows)
 
 
 def settings() -> str:
