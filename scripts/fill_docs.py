@@ -216,7 +216,8 @@ def student() -> str:
     return _curve_of(
         STUDENT,
         "{parameters:,} parameters in blocks of {block}, {steps_done:,} steps, {tokens:,} tokens in {minutes:.0f} "
-        "minutes ({machine}), noise `{schedule}`, on {data} (seed {seed}, Muon {muon_lr}, Adam {adam_lr}, decay {decay}).",
+        "minutes ({machine}), noise `{schedule}`, on {data} (seed {seed}, Muon {muon_lr}, Adam {adam_lr}, decay "
+        "{decay}).",
     )
 
 
