@@ -3,7 +3,8 @@
     python experiments/d2f_schedules.py [--steps 500] [--items 500] [--runs runs/d2f-schedules]
 
 Each is trained on word problems alone (resumable) and decodes the same held-out problems, block after block and in a
-pipeline. Rows and summary: a folder of results/.
+pipeline. Its loss on held-out batches is told for each kind of noise, which is what a schedule trains for. Rows and
+summary: a folder of results/.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 import unmask
+from unmask.models.transformer import Transformer
 from unmask.study import evaluate, tasks
 from unmask.study.results import Results
 from unmask.train.batches import BUCKETS, MIXTURES, Mixture
 from unmask.train.blocks import D2FConfig, D2FTrainer
+from unmask.train.forcing import Noise, loss, prepare
 
 STUDENTS = {
     "monotone": {"schedule": "monotone", "low": 0.2, "high": 0.7},
@@ -32,10 +35,10 @@ STUDENTS = {
     "ramp": {"schedule": "ramp"},
 }
 RECIPES = {"serial": "d2f(0.9, 1.0, 1.0)", "pipeline": "d2f(0.9, 0.1, 0.95)"}
-BLOCK = 8
+BLOCK, BATCHES = 8, 8
 
 
-def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> torch.nn.Module:
+def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> Transformer:
     """The student of one schedule after `steps` steps of single word problems."""
     MIXTURES["single"] = (1.0,)
     source = Mixture(teacher.tokenizer.inner, [], seed, buckets=BUCKETS[:1], shares="single")
@@ -47,6 +50,20 @@ def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> torch
         for progress in trainer.run():
             bar.update(task, completed=progress.step, description=f"{name}, loss {progress.loss:.3f}")
     return trainer.model.eval()
+
+
+@torch.no_grad()
+def held_out(student: Any, teacher: Any, seed: int) -> dict[str, float]:
+    """Mean loss on held-out batches, by the noise they are given."""
+    source = Mixture(teacher.tokenizer.inner, [], seed + 1_000_000, buckets=BUCKETS[:1], shares="single")
+    ids, found = {"mask": teacher.network.config.mask_id, "eos": teacher.network.config.eos_ids[0]}, {}
+    for name, noise in {n: Noise(**s) for n, s in STUDENTS.items()}.items():
+        draw, losses = torch.Generator().manual_seed(seed), []
+        for step in range(BATCHES):
+            noisy = prepare(source.batch(step), noise, student.config.layout, draw, **ids)
+            losses.append(float(loss(student, teacher.network, noisy, torch.float32)))
+        found[name] = sum(losses) / len(losses)
+    return found
 
 
 def interval(values: np.ndarray, seed: int = 0) -> list[float]:
@@ -66,9 +83,13 @@ def main() -> None:
     teacher = unmask.load()
     task = tasks.word_problems(said.items)
     right: dict[tuple[str, str], np.ndarray] = {}
-    with Results.create("d2f-schedules", vars(said) | {"students": STUDENTS, "recipes": RECIPES}) as results:
+    losses: dict[str, dict[str, float]] = {}
+    config = {"steps": said.steps, "items": said.items, "seed": said.seed, "students": STUDENTS, "recipes": RECIPES}
+    with Results.create("d2f-schedules", config) as results:
         for name in STUDENTS:
             student = train(name, teacher, said.steps, said.seed, said.runs / name.replace(" ", "-"))
+            losses[name] = held_out(student, teacher, said.seed)
+            print(f"{name:14} loss by noise {', '.join(f'{n} {v:.4f}' for n, v in losses[name].items())}", flush=True)
             for way, text in RECIPES.items():
                 recipe = evaluate.recipe_for(student, text, task.length, block=BLOCK)
                 found = evaluate.evaluate(student, teacher.tokenizer.inner, task, recipe)
@@ -80,7 +101,7 @@ def main() -> None:
             {"student": n, "way": w, "right": interval(v), "over monotone": interval(v - right["monotone", w])}
             for (n, w), v in right.items()
         ]
-        print(results.finish({"rows": rows}))
+        print(results.finish({"rows": rows, "losses": losses}))
 
 
 if __name__ == "__main__":

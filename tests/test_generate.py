@@ -50,6 +50,14 @@ def blockwise(folder) -> Model:
 
 
 @pytest.fixture(scope="module")
+def student(folder, blockwise) -> Model:
+    """The same weights, as if they had been trained on noisy earlier blocks."""
+    made = unmask.load(folder / "block")
+    made.network.config = replace(made.network.config, in_flight=True)
+    return made
+
+
+@pytest.fixture(scope="module")
 def absolute(folder) -> Model:
     layout = Layout("block", size=8, grid="absolute", prompt="blocks")
     return unmask.load(embedded.build(folder / "absolute", layout=layout))
@@ -117,23 +125,84 @@ def test_every_recipe_runs_where_it_fits(name, model, twin, blockwise, absolute,
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 21])
-def test_a_block_causal_model_is_written_as_it_was_trained(length, blockwise, absolute):
+def test_a_block_causal_model_is_written_as_it_was_trained(length, student, blockwise, absolute):
     """Blocks trained on decided ones before them are written one by one; a response may be shorter than a block."""
-    assert blockwise.generate(PROMPT, length=length).recipe.name == "d2f"
-    out = absolute.generate([PROMPT, "Q1 a"], length=length)
-    assert [o.recipe.name for o in out] == ["fast-dllm-v2"] * 2  # its logits are shifted
-    assert all(len(o.tokens) <= length and o.canvas.done.all() for o in out)
-    for family, shift, name in (
-        ("sdar", False, "sdar"),
-        ("llada2", False, "llada2"),
-        ("fast_dllm_v2", True, "fast-dllm-v2"),
-    ):
-        config = replace(absolute.network.config, family=family, shift=shift)
-        recipe = choose(Settings(threshold=0.7), config, length)
-        assert recipe.name == name and "blocks(8, grid='absolute')" in repr(recipe) and "0.7" in repr(recipe)
-        if not shift:
-            with pytest.raises(UserError, match="logits are not shifted; use 'sdar' or 'llada2'"):
-                choose(Settings(recipe="fast-dllm-v2"), config, length)
+    assert student.generate(PROMPT, length=length).recipe.name == "d2f"
+    for model in (blockwise, absolute):
+        out = model.generate([PROMPT, "Q1 a"], length=length)
+        assert [o.recipe.name for o in out] == ["fast-dllm-v2"] * 2  # its logits are shifted
+        assert all(len(o.tokens) <= length and o.canvas.done.all() for o in out)
+        grid = f"blocks(8{', grid=' + repr('absolute') if model is absolute else ''})"
+        for family, shift, name in (
+            ("sdar", False, "sdar"),
+            ("llada2", False, "llada2"),
+            ("unmask", False, "llada2"),
+            ("fast_dllm_v2", True, "fast-dllm-v2"),
+        ):
+            config = replace(model.network.config, family=family, shift=shift)
+            recipe = choose(Settings(threshold=0.7), config, length)
+            assert recipe.name == name and grid in repr(recipe) and "0.7" in repr(recipe)
+            if not shift:
+                with pytest.raises(UserError, match="logits are not shifted; use 'sdar' or 'llada2'"):
+                    choose(Settings(recipe="fast-dllm-v2"), config, length)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("length", [5, 21])
+def test_one_block_at_a_time_is_exact_where_blocks_begin_behind_the_prompt(length, shift, folder):
+    """The default of what `train block` makes: no later block is begun, and its cache changes nothing."""
+    model = unmask.load(folder / "block")
+    model.network.config = replace(model.network.config, shift=shift)
+    found, begun = {}, []
+
+    def watch(canvas, event):
+        begun.append(int((~canvas.masked & ~canvas.given)[0].sum()))
+        own = event.pick[0].nonzero()[:, 0] - canvas.origin[0]
+        assert len({int(cell) // 8 for cell in own}) <= 1
+
+    for cached in (True, False):
+        recipe = choose(Settings(), model.network.config, length)
+        assert recipe.name == ("fast-dllm-v2" if shift else "llada2")
+        recipe = recipe if cached else replace(recipe, query=everything)
+        prompts = ["Tom has 7 eggs .", PROMPT]
+        found[cached] = [o.tokens for o in model.generate(prompts, recipe=recipe, length=length)]
+        model.generate(PROMPT, recipe=recipe, length=length, on_step=watch)
+    assert found[True] == found[False] and max(begun) > 0
+
+
+CACHED = [
+    ({"steps": 12}, "freecache_lag + quota", "quota(12)", "llada"),
+    ({"by": "margin"}, "freecache_lag + quota", "by='margin'", "llada"),
+    ({"remasking": "random"}, "freecache_lag + quota", "by='random'", "llada"),
+    ({"steps": 10, "block_length": 4}, "freecache_lag + quota", "blocks(4)", "llada"),
+    ({"factor": 0.7}, "freecache_lag + factor", "factor(0.7", "factor"),
+    ({"factor": 0.7, "block": 16}, "freecache_lag + factor", "blocks(16)", "factor"),
+]
+
+
+@pytest.mark.parametrize(("said", "name", "part", "uncached"), CACHED)
+def test_a_setting_does_not_cost_a_block_causal_model_its_cache(said, name, part, uncached, blockwise, folder):
+    """What it says arrives, and the text is that of the recipe without a cache, over the same blocks."""
+    out = blockwise.generate(PROMPT, length=20, **said)
+    assert out.recipe.name == name and part in repr(out.recipe)
+    assert out.ledger.cache_hits > 0
+    size = said.get("block", said.get("block_length", 8))
+    model, said = unmask.load(folder / "block", block=size), {"block": size, **said}
+    plain = model.generate(PROMPT, length=20, recipe=uncached, **{k: v for k, v in said.items() if k != "block_length"})
+    assert plain.tokens == out.tokens and plain.ledger.cache_hits == 0
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_asked_for_by_name_is_taken_on_a_block_causal_model(cache, blockwise):
+    for others, name in (({}, cache), ({"steps": 12}, f"{cache}-quota"), ({"factor": 1.0}, f"{cache}-factor")):
+        assert choose(Settings(cache=cache, **others), blockwise.network.config, 20).name == name
+
+
+def test_settings_of_a_stack_that_it_has_not_are_refused(blockwise):
+    with pytest.raises(UserError, match="'freecache_lag \\+ factor' has a setting steps"):
+        blockwise.generate(PROMPT, length=16, factor=1.0, steps=4)
+    with pytest.raises(UserError, match="3 steps are fewer than the 4 blocks"):
+        blockwise.generate(PROMPT, length=32, steps=3)
 
 
 def test_llada_commits_one_cell_a_step(model):
@@ -260,11 +329,18 @@ def test_refused(model, call, message):
     assert "\n" not in str(error.value)
 
 
-def test_models_and_recipes_that_do_not_go_together(twin, blockwise):
+def test_models_and_recipes_that_do_not_go_together(twin, blockwise, student):
     with pytest.raises(UserError, match="autoregressive; use recipe 'ar'"):
         twin.generate(PROMPT, length=8, recipe="dual")
     with pytest.raises(UserError, match="cannot write towards a suffix"):
         twin.generate(PROMPT, length=8, suffix="#### 9")
+    for length in (5, 8):  # also where the suffix begins within the last block: all others would not see it
+        with pytest.raises(UserError, match="cannot write towards a suffix; use a model with full attention"):
+            blockwise.generate(PROMPT, length=length, suffix="#### 9")
+    with pytest.raises(UserError, match="only a causal model can; use 'fast-dllm-v2' or 'freecache-lag'"):
+        blockwise.generate(PROMPT, length=8, recipe="ar")
+    with pytest.raises(UserError, match="only a causal model can; use 'd2f' or 'freecache-lag'"):
+        student.generate(PROMPT, length=8, recipe="ar")
     with pytest.raises(UserError, match="attends in blocks of 8"):
         blockwise.generate(PROMPT, length=16, recipe="d2f", block=5)
 

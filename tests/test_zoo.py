@@ -40,7 +40,8 @@ def test_the_pair_differs_only_in_what_makes_it_a_pair() -> None:
 
 def test_the_student_is_the_dllm_in_blocks() -> None:
     dllm, student = (load_checkpoint(zoo.path(name)).model for name in (zoo.PAIR[0], zoo.STUDENT))
-    assert replace(student.config, layout=dllm.config.layout) == dllm.config
+    assert replace(student.config, layout=dllm.config.layout, in_flight=False) == dllm.config
+    assert student.config.in_flight
     assert student.config.layout == Layout("block", 8)
     assert zoo.card(zoo.STUDENT)["trained"]["config"]["base"] == digest(dllm)
 

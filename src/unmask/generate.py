@@ -133,13 +133,14 @@ class Model:
         """Write one response to a text or to a conversation (an Output), or one to each text of a list (a list).
 
         `recipe`: a name, a TOML file, an expression, or a Recipe. `length`: cells of the response. `suffix`: text that
-        follows the response, which is then written between the two. `guide`: the autoregressive model (loaded, or
-        what `load` takes) that recipes with a second opinion ask; the embedded dLLM has its twin. `sampler`: the folder
-        of a joint sampler of this model, for recipes that draw several tokens a forward; the embedded dLLM has one.
+        follows the response, which is then written between the two, by a model with full attention. `guide`: the
+        autoregressive model (loaded, or what `load` takes) that recipes with a second opinion ask; the embedded dLLM
+        has its twin. `sampler`: the folder of a joint sampler of this model, for recipes that draw several tokens a
+        forward; the embedded dLLM has one.
 
         `template`: the response as words and slots, "Step 1: {think} Step 2: {think} The answer is {answer:5}"; slots
-        without a number share what is left of `length` by `allocation`: "even", "front" or "back". `tau` is the mean
-        confidence at which recipe "ice" answers.
+        without a number share what is left of `length` by `allocation`: "even", "front" or "back". A block-causal model
+        does not see the words of later blocks. `tau` is the mean confidence at which recipe "ice" answers.
 
         What is about beliefs is told in `denoise.Draws`, and each such setting may be a list with one value a text;
         `logit_bias` may name a token by its text, `cfg` is the scale of classifier-free guidance. Row i draws with
@@ -196,6 +197,11 @@ class Model:
         tail = self.tokenizer.encode(suffix) if suffix else []
         if tail and c.autoregressive:
             raise UserError("an autoregressive model cannot write towards a suffix; use a masked model")
+        if tail and c.layout.kind == "block":
+            raise UserError(
+                "a block-causal model writes a block before it sees what follows it, so it cannot write towards a "
+                "suffix; use a model with full attention"
+            )
         if suffix and form:
             raise UserError("a template has its own words behind the slots; write the suffix there")
         if (cells := len(ids) + length + len(tail)) > c.max_positions:
@@ -334,7 +340,7 @@ def load(
     block: int | None = None,
     family: str = "",
 ) -> Model:
-    """The embedded dLLM (None or "dllm"), its autoregressive "twin", a checkpoint directory, or a hub id `org/name`.
+    """The embedded dLLM (None or "dllm"), its student "d2f", its twin "twin", a checkpoint directory, or a hub id.
 
     `dtype` "auto": float32 on a CPU, as stored elsewhere. A LoRA adapter is merged into `base`, or into the model it
     names. `block`: size of the blocks a block-causal model attends in, a multiple or a part of that trained. `family`:

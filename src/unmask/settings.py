@@ -231,25 +231,26 @@ def choose(settings: Settings, model: ModelConfig, length: int) -> Recipe:
 
 
 def default_name(settings: Settings, model: ModelConfig) -> str:
-    """The recipe that the settings ask for without naming one."""
+    """The recipe that the settings ask for without naming one; for a block-causal model one whose cache is exact."""
     if model.autoregressive:
         return "ar"
+    uncached = model.layout.kind == "block" and settings.cache is None
     if settings.factor is not None:
-        return f"{settings.cache}-factor" if settings.cache else "factor"
+        plain = "freecache_lag + factor" if uncached else "factor"
+        return f"{settings.cache}-factor" if settings.cache else plain
     if settings.threshold is None and (settings.steps is not None or settings.by is not None):
-        return f"{settings.cache}-quota" if settings.cache else "llada"
-    if model.layout.kind == "block" and settings.cache is None:
-        return _blockwise(model)
-    return settings.cache or "threshold"
+        plain = "freecache_lag + quota" if uncached else "llada"
+        return f"{settings.cache}-quota" if settings.cache else plain
+    return _blockwise(model) if uncached else settings.cache or "threshold"
 
 
 def _blockwise(model: ModelConfig) -> str:
-    """The recipe for a model that attends in blocks: as its family publishes it, or as its layout allows.
+    """The recipe for a model that attends in blocks: as its family publishes it, or as its logits allow.
 
-    Blocks that begin at the prompt's end are those of D2F, trained to be written at once; all others see the blocks
-    before them decided, and are written one by one.
+    Only what was trained on noisy earlier blocks is written at several at once; all others saw the blocks before them
+    decided, and are written one by one.
     """
-    if model.layout.prompt == "bidirectional":
+    if model.in_flight:
         return "d2f"
     return "fast-dllm-v2" if model.shift else "sdar" if model.family == "sdar" else "llada2"
 
@@ -343,9 +344,11 @@ def check(recipe: Recipe, model: ModelConfig, length: int) -> None:
     if model.autoregressive and not isinstance(recipe.unmask, Leftmost):
         raise UserError(f"recipe {name} fills cells in any order, and this model is autoregressive; use recipe 'ar'")
     if not model.autoregressive and _causal(recipe):
+        told = "'threshold', or 'prefix' or 'dual' for a cache"
+        if model.layout.kind == "block":
+            told = f"{default_name(Settings(), model)!r} or 'freecache-lag'"
         raise UserError(
-            f"recipe {name} computes a cell once and reads what follows it, which only a causal model can; "
-            "use 'threshold', or 'prefix' or 'dual' for a cache"
+            f"recipe {name} computes a cell once and reads what follows it, which only a causal model can; use {told}"
         )
     if model.layout.kind == "full" and any(isinstance(r, After) for r in recipe.query.walk()):
         raise UserError(

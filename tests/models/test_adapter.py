@@ -73,7 +73,7 @@ def test_logits_equal_the_official_code(name: str, placed: Callable[..., Path]) 
     found = run(model, golden["ids"], golden["origin"])
     assert (found - golden["logits"]).norm() <= 1e-5 * golden["logits"].norm()
     plain = load_checkpoint(base).model.config
-    assert model.config == replace(plain, layout=Layout("block", 16, "origin", "bidirectional"))
+    assert model.config == replace(plain, layout=Layout("block", 16, "origin", "bidirectional"), in_flight=True)
     assert (model.config.shift, model.config.mask_id) == (name == "d2f_dream", 5)
 
 
@@ -166,6 +166,7 @@ def test_an_adapter_of_unknown_attention_is_asked_about(placed: Callable[..., Pa
     assert layouts == [Layout(), Layout("block", 16)]
 
 
+OURS = {"base_digest": "", "layout": {"kind": "block", "size": 8}}
 WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "half a pair": (
         lambda d: pairs(d, lambda w: w.pop("base_model.model.model.transformer.blocks.1.q_proj.lora_B.weight")),
@@ -196,7 +197,20 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "biases": (lambda d: edit(d, bias="all"), ["bias is 'all'; supported is 'none' only"]),
     "whole modules": (lambda d: edit(d, modules_to_save=["norm"]), ["modules_to_save is ['norm']"]),
     "strange layout": (lambda d: edit(d, unmask={"base_digest": "", "layout": {"kind": "round"}}), ["no 'round'"]),
-    "half of ours": (lambda d: edit(d, unmask={"layout": {}}), ["adapter_config.json: 'base_digest'"]),
+    "half of ours": (
+        lambda d: edit(d, unmask={"layout": {}}),
+        ["adapter_config.json: the record `unmask` lacks base_"],
+    ),
+    "ours without layout": (
+        lambda d: edit(d, unmask={"base_digest": "0"}),
+        ["the record `unmask` lacks layout; write"],
+    ),
+    "nothing of ours": (lambda d: edit(d, unmask=["layout"]), ["lacks layout and base_digest; write the adapter anew"]),
+    "a mask that is none": (lambda d: edit(d, unmask={**OURS, "mask_id": "x"}), ["mask_id must be the id of a token"]),
+    "a mask too high": (
+        lambda d: edit(d, unmask={**OURS, "mask_id": 1 << 20}),
+        ["mask_id is 1048576, and the base has"],
+    ),
     "a pickle": (
         lambda d: [(d / "adapter_model.safetensors").unlink(), (d / "adapter_model.bin").write_bytes(b"")],
         ["has no adapter_model.safetensors; adapter_model.bin is not read, because a pickle can run code"],
@@ -272,10 +286,16 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
         save_checkpoint(Transformer(own).initialise(0), source := tmp_path / "own", dtype=torch.float32)
     base = load_checkpoint(source, dtype="float32").model
     low, c = drawn(base), base.config
-    told = {"alpha": 3.0, "base": str(source), "digest": digest(base), "layout": BLOCK}
+    told = {"alpha": 3.0, "base": str(source), "digest": digest(base), "layout": BLOCK, "mask_id": 7}
     save_adapter(tmp_path / "a", c, low, **told)
     merged = load_checkpoint(tmp_path / "a", dtype="float32").model
-    assert merged.config == replace(c, layout=BLOCK)
+    assert merged.config == replace(c, layout=BLOCK, mask_id=7)
+    save_adapter(tmp_path / "flying", c, low, **told, in_flight=True)
+    assert load_checkpoint(tmp_path / "flying").model.config == replace(c, layout=BLOCK, in_flight=True, mask_id=7)
+    said = json.loads((tmp_path / "flying" / "adapter_config.json").read_text())
+    said["unmask"]["in_flight"] = "yes"
+    (tmp_path / "flying" / "adapter_config.json").write_text(json.dumps(said))
+    refused("in_flight must be true or false, not 'yes'", source=tmp_path / "flying")
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     first = {"q": 0, "k": q, "v": q + kv, "": 0}
     weights = {key: p.clone() for key, p in base.named_parameters()}
@@ -288,6 +308,24 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     refused("was made for a base of other weights (0000000000000000)", digest(base), source=tmp_path / "b")
     said = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (said["peft_type"], said["r"], said["unmask"]["block"]) == ("LORA", 2, 8)
+
+
+def test_an_adapter_in_blocks_has_a_mask(tmp_path: Path) -> None:
+    """Its own, else that of its base; without either nothing is read, and without blocks none is needed."""
+    masks = {}
+    for own, theirs in ((-1, 2), (5, 2), (5, -1)):
+        model = Transformer(ModelConfig(96, 32, 2, 4, 48, mask_id=theirs)).initialise(0)
+        save_checkpoint(model, tmp_path / "base")
+        told = {"alpha": 2.0, "base": "../base", "digest": digest(model), "mask_id": own}
+        save_adapter(tmp_path / "a", model.config, drawn(model), layout=BLOCK, **told)
+        masks[own, theirs] = load_checkpoint(tmp_path / "a").model.config.mask_id
+    assert list(masks.values()) == [2, 5, 5]
+    save_adapter(tmp_path / "a", model.config, drawn(model), layout=BLOCK, **{**told, "mask_id": -1})
+    refused("names no mask and its base has none", source=tmp_path / "a")
+    edit(tmp_path / "a", unmask={"base_digest": told["digest"], "layout": {"kind": "block", "size": 8}})  # as once
+    refused("names no mask and its base has none", source=tmp_path / "a")
+    save_adapter(tmp_path / "a", model.config, drawn(model), layout=Layout(), **{**told, "mask_id": -1})
+    assert load_checkpoint(tmp_path / "a").model.config.mask_id == -1
 
 
 def test_one_weight_of_the_base_more_is_another_base(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def copy(tmp_path: Path) -> Callable[[str], Path]:
     "config",
     [
         CONFIG,
+        replace(CONFIG, in_flight=True),
         replace(CONFIG, tied=True, qkv_bias=True, qk_norm=True, layout=Layout(), shift=True),
         replace(CONFIG, layout=Layout("causal"), mask_id=-1, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16)),
     ],
@@ -280,6 +281,53 @@ def test_own_config_with_a_hole(tmp_path: Path, key: str) -> None:
     edit(tmp_path, **{key: None})
     with pytest.raises(UserError, match=f"{key} is missing"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"size": 2.5}, "the size of a layout's blocks must be a whole number, not 2.5"),
+        ({"size": True}, "must be a whole number, not True"),
+        ({"size": "8"}, "must be a whole number, not '8'"),
+        ({"size": None}, "must be a whole number, not None"),
+        ({"size": 0}, "a block layout needs a size of at least 1, not 0"),
+        ({"kind": "full", "size": -8}, "size must be an integer of at least 0, not -8"),
+        ({"size": 1 << 70}, "more than 4194304 is not supported"),
+        ({"kind": "blocks"}, "a layout has no 'blocks'; known are full, causal, block"),
+        ({"grid": ["origin"]}, "known are absolute, origin"),
+        ({"wings": 2}, "unknown key wings in layout"),
+    ],
+)
+def test_own_config_with_a_broken_layout(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    save_checkpoint(Transformer(CONFIG), tmp_path)
+    edit(tmp_path, layout={"kind": "block", "size": 4, **changes})
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"layout": []}, r"layout must be an object, not \[\]"),
+        ({"rope_scaling": 4.0}, "rope_scaling must be an object, not 4.0"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling lacks low, high, original"),
+        ({"experts": {"number": 4}}, "unknown key number in experts"),
+        ({"in_flight": "yes"}, "in_flight must be true or false, not 'yes'"),
+        ({"in_flight": 1}, "in_flight must be true or false, not 1"),
+    ],
+)
+def test_own_config_with_a_broken_part(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    save_checkpoint(Transformer(CONFIG), tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(UserError, match=told):
+        load_checkpoint(tmp_path)
+
+
+def test_own_config_of_before_in_flight_is_written_block_by_block(tmp_path: Path) -> None:
+    save_checkpoint(Transformer(replace(CONFIG, in_flight=True)), tmp_path)
+    edit(tmp_path, in_flight=None)
+    assert not load_checkpoint(tmp_path).model.config.in_flight
 
 
 def test_own_config_of_a_later_version(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import embedded
 from unmask import zoo
 from unmask.errors import UserError
+from unmask.models.config import Layout
 from unmask.study.cards import Settings, main
 from unmask.study.results import read
 
@@ -28,6 +30,18 @@ def test_accuracy_goes_into_results_and_card(tmp_path: Path, capsys: pytest.Capt
     assert line["items"] == 4
     assert line["right"] == sum(r["right"] for r in rows) / 4
     assert line["results"] == Path(told["results"]).name
+
+
+def test_a_block_causal_model_is_evaluated_as_generate_writes_it(tmp_path: Path, capsys) -> None:
+    """Only what was trained on noisy earlier blocks is written at several at once."""
+    model = embedded.build(tmp_path / "model", layout=Layout("block", 8))
+    said = json.loads((model / "config.json").read_text())
+    for in_flight, name in ((False, "fast-dllm-v2"), (True, "d2f")):
+        (model / "config.json").write_text(json.dumps({**said, "in_flight": in_flight}))
+        settings = Settings(model=str(model), tasks=("problems",), items=2)
+        assert main(settings, as_json=True, root=tmp_path / "results") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [row["recipe"] for row in told["rows"]] == [name]
 
 
 def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:

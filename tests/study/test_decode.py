@@ -292,6 +292,7 @@ MISTAKES = [
     (("--models", "dllmm"), "did you mean 'dllm'"),
     (("--models", "twin,twin"), "twin is named twice"),
     (("--models", " , "), "no model is named"),
+    (("--models", ""), "no model is named"),
     (("--lengths", "64,x"), "--lengths is whole numbers joined by commas"),
     (("--lengths", "0"), "lengths are whole numbers of cells, at least 1, not 0"),
     (("--lengths", "1000", "--models", "dllm"), "positions too few for 1000 cells; use smaller --lengths"),

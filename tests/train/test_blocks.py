@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from unmask.models.config import Layout
 from unmask.models.transformer import Transformer
 from unmask.train import blockwise, forcing, lora, texts
 from unmask.train.batches import Batch
-from unmask.train.blocks import BlockConfig, BlockTrainer, D2FConfig, D2FTrainer, in_blocks
+from unmask.train.blocks import BlockConfig, BlocksRun, BlockTrainer, D2FConfig, D2FTrainer, in_blocks
 from unmask.train.texts import Texts, lay_out
 
 EOS = 9
@@ -246,6 +248,79 @@ def test_what_cannot_be_a_teacher_or_has_no_mask_is_refused(tmp_path: Path) -> N
     bare.config = replace(bare.config, mask_id=-1)
     with pytest.raises(UserError, match="no mask token; name an id"):
         BlockTrainer(BlockConfig(), bare, source, tmp_path)
+    with pytest.raises(UserError, match=f"a mask of its own, {toy.MASK}, which 4 cannot replace"):
+        BlockTrainer(BlockConfig(mask_id=4), net(Layout("causal")), source, tmp_path)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
+    """Ctrl-C comes in the middle of this step of every run, `times` times."""
+    loss: dict[type, Any] = {kind: kind.loss for kind in (D2FTrainer, BlockTrainer)}
+
+    def pressed(self: BlocksRun, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+        for _ in range(times if self.step == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss[type(self)](self, batch, draw)
+
+    for kind in loss:
+        monkeypatch.setattr(kind, "loss", pressed)
+
+
+@pytest.mark.parametrize("kind", ["d2f", "block"])
+def test_a_run_that_ctrl_c_ends_is_resumed_where_it_ended(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs(tmp_path / "a", kind)
+    list(whole.run())
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(patch, 2)
+        list(runs(tmp_path / "b", kind).run())
+    assert signal.getsignal(signal.SIGINT) == before
+    again = runs(tmp_path / "b", kind)
+    assert again.resume()
+    assert again.step == 3
+    list(again.run())
+    weights = again.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in whole.model.state_dict().items())
+
+
+def test_nothing_is_saved_of_half_a_step_or_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, times, saved in ((3, 2, 2), (0, 2, 0), (0, 1, 1)):
+        folder = tmp_path / f"{step}-{times}"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupted(patch, step, times)
+            list(runs(folder, "block").run())
+        again = runs(folder, "block")
+        assert again.resume() == bool(saved)
+        assert again.step == saved
+
+
+@pytest.mark.parametrize("changed", [{"tokens": 80}, {"longest": 99}, {"data_digest": "1"}, {"scratch": True}])
+def test_a_checkpoint_is_of_the_same_texts_and_an_old_one_of_the_defaults(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    (name,) = changed
+    run = runs(tmp_path, "block")
+    run.train_step()
+    run.save()
+    with pytest.raises(UserError, match=f"another {name};"):
+        runs(tmp_path, "block", **changed).resume()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["config"][name]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert runs(tmp_path, "block").resume()
+    with pytest.raises(UserError, match=f"another {name};"):
+        runs(tmp_path, "block", **changed).resume()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    run = runs(tmp_path, "block")
+    run.save()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["model"]["norm.weight"] = torch.ones(5)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="a model of another shape"):
+        run.resume()
 
 
 # Texts
@@ -275,15 +350,155 @@ def test_a_file_of_texts_is_read_or_refused_with_its_line(tmp_path: Path) -> Non
         ('{"prompt": "a", "response": 3}\n', "line 1: prompt and response must be texts"),
         ("{\n", "line 1: expected"),
         ("\n", "no row that fits into 12 cells"),
+        (
+            '{"prompt": "Tom", "response": "1"}\n{"prompt": " ", "response": "1"}\n',
+            "rows.jsonl line 2: the prompt is empty",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=told.replace("{", r"\{")):
             texts.read(path, model, eos=1, longest=12)
+    path.write_text('{"prompt": "Tom", "response": "1"}\n{"prompt": "Tom", "response": "%s"}\n' % ("1 + " * 30 + "1"))
+    assert texts.read(path, model, eos=1, longest=12).left_out == 1
+    assert texts.read(path, model, eos=1, longest=99).left_out == 0
     with pytest.raises(UserError, match="cannot read"):
         texts.read(tmp_path / "none.jsonl", model, eos=1, longest=12)
 
 
 # The command
+
+
+def rows(folder: Path, *, longest: int = 1) -> Path:
+    """A file of short texts, and one as long as is said."""
+    told = [(f"Tom has {n}", f"{n} + 1") for n in range(9)] + [("Tom has 1", " + ".join(["1"] * longest))]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in told))
+    return folder / "rows.jsonl"
+
+
+SHORT = ["--steps", "2", "--block", "4", "--tokens", "40", "--no-compile", "--dtype", "float32"]
+
+
+@pytest.mark.parametrize("layout", [Layout("causal"), Layout()], ids=["autoregressive", "masked"])
+def test_an_adapter_of_either_base_is_the_model_beside_it(
+    layout: Layout, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, out = embedded.build(tmp_path / "base", layout=layout), tmp_path / "run"
+    named = ["--mask-id", "2"] if layout.kind == "causal" else []
+    given = ["--data", str(rows(tmp_path)), "--rank", "2", "--adam-lr", "0.05", "--out", str(out), *named, *SHORT]
+    assert main(["train", "block", "--base", str(base), *given]) == 0
+    model, adapter = (
+        unmask.load(out / name, base=b, dtype="bfloat16") for name, b in (("model", None), ("adapter", base))
+    )
+    assert adapter.network.config == model.network.config
+    assert adapter.network.config.mask_id == 2
+    ids = torch.tensor([[5, 6, 7, 2, 2]])
+    assert torch.equal(adapter.network(ids), model.network(ids))
+    assert not torch.equal(adapter.network(ids), unmask.load(base).network(ids))
+    for prompt in ("Tom has 3", "Tom has <mask>"):
+        assert adapter.encode(prompt) == model.encode(prompt)
+        assert adapter.generate(prompt, length=8).text == model.generate(prompt, length=8).text
+    capfd.readouterr()
+
+
+def test_a_model_from_scratch_has_no_base(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = str(embedded.build(tmp_path / "base", layout=Layout("causal")))
+    given = ["train", "block", "--base", base, "--data", str(rows(tmp_path)), "--out", str(tmp_path / "run")]
+    given += ["--mask-id", "2", *SHORT]
+    assert main([*given, "--scratch"]) == 0
+    card = json.loads((tmp_path / "run" / "model" / "card.json").read_text())
+    assert card["base"] == "none"
+    assert (card["trained"]["config"]["base"], card["trained"]["config"]["scratch"]) == ("", True)
+    assert main([*given, "--scratch"]) == 0
+    assert "resumed at step 2" in capfd.readouterr().out
+    assert main(given) == 2
+    assert "another base, scratch;" in capfd.readouterr().err
+
+
+def test_a_resumed_run_has_the_same_texts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base = str(embedded.build(tmp_path / "base"))
+    given = [
+        "train",
+        "d2f",
+        "--teacher",
+        base,
+        "--data",
+        str(rows(tmp_path, longest=9)),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    given += [*SHORT, "--longest", "12"]
+    assert main(given) == 0
+    assert "1 rows of" in (told := capfd.readouterr().out)
+    assert "longer than 12 cells (--longest) and left out" in told
+    rows(tmp_path, longest=8)  # left out as well: what is learned is the same
+    assert main(given) == 0
+    assert "resumed" in capfd.readouterr().out
+    rows(tmp_path).write_text((tmp_path / "rows.jsonl").read_text().replace("Tom has 3", "Tom has 4"))
+    for more, told in (
+        (["--longest", "12"], "another data, data_digest;"),
+        (["--tokens", "80"], "data_digest, tokens"),
+        (["--longest", "30"], "data_digest, longest"),
+    ):
+        assert main([*given, *more]) == 2
+        assert told in capfd.readouterr().err
+
+
+def test_ctrl_c_in_a_command_leaves_a_checkpoint_and_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(monkeypatch, 1)
+    given = ["--teacher", str(embedded.build(tmp_path / "base")), "--data", str(rows(tmp_path)), *SHORT]
+    assert main(["train", "d2f", *given, "--steps", "9", "--out", str(tmp_path / "run")]) == 130
+    assert capfd.readouterr().err == "interrupted\n"
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_accuracy_on_the_embedded_tasks_is_not_measured_on_other_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("unmask.cli.train_blocks.follow", lambda run, measure, every: asked.append((measure, every)))
+    for kind in ("d2f", "block"):
+        for more, measured in (([], True), (["--data", str(rows(tmp_path))], False), (["--eval-every", "0"], False)):
+            given = ["train", kind, *SHORT, *more, "--out", str(tmp_path / f"{kind}{len(asked)}")]
+            assert main(given) == 0
+            assert bool(asked[-1][0]) == measured
+
+
+@pytest.mark.parametrize("kind", ["d2f", "block"])
+def test_what_does_not_fit_into_the_positions_is_told_before_a_step(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts and responses are padded apart: 40 cells may hold the longest row, but not every batch."""
+    base, data = str(embedded.build(tmp_path / "base", positions=40)), tmp_path / "data.jsonl"
+    told = [("Tom has " * 9 + "5", "1 + 1"), ("Tom", " + ".join(["1"] * 12))]
+    data.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in told))
+    given = ["train", kind, "--teacher" if kind == "d2f" else "--base", base, *SHORT, "--out", str(tmp_path / "run")]
+    for more, part in (
+        (["--data", str(data)], "make batches of"),
+        (["--data", str(rows(tmp_path)), "--block", "64"], "in blocks of 64 make batches of"),
+    ):
+        assert main([*given, *more]) == 2
+        error = capfd.readouterr().err
+        assert part in error
+        assert "has 40 positions; lower --block, or" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert main([*given, "--data", str(data), "--longest", "25"]) == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "run"])
+def test_a_folder_that_cannot_be_written_is_told_before_a_step(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(tmp_path / "nowhere")
+    assert main(["train", "d2f", "--out", str(tmp_path / place), "--teacher", "no such model"]) == 2
+    error = capfd.readouterr().err
+    assert "cannot write the folder" in error
+    assert error.count("\n") == 1
 
 
 def test_both_commands_train_from_a_file_and_write_a_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -301,12 +516,13 @@ def test_both_commands_train_from_a_file_and_write_a_model(tmp_path: Path, capfd
     assert student.generate("Tom has 3", length=8).forwards > 0
     again = unmask.load(out / "adapter", base=teacher)
     ids = torch.tensor([[5, 6, 7, 2, 2]])
-    assert again.network.config.layout == student.network.config.layout
+    assert again.network.config == student.network.config and student.network.config.in_flight
     assert torch.allclose(again.network(ids), student.network(ids), atol=0.05)
     twin = str(embedded.build(tmp_path / "twin", layout=Layout("causal")))
     grids = ["--grid", "absolute", "--prompt", "blocks", "--mask-id", "2"]
     assert main(["train", "block", "--base", twin, "--out", str(tmp_path / "block"), *grids, *common]) == 0
-    assert unmask.load(tmp_path / "block" / "model").network.config.layout == LAYOUTS["absolute"]
+    config = unmask.load(tmp_path / "block" / "model").network.config
+    assert config.layout == LAYOUTS["absolute"] and not config.in_flight
     capfd.readouterr()
 
 
@@ -318,6 +534,19 @@ def test_both_commands_train_from_a_file_and_write_a_model(tmp_path: Path, capfd
         (["d2f", "--block", "0"], "--block must be at least 1, not 0"),
         (["d2f", "--teacher", "twin"], "full attention, and this one's is causal"),
         (["d2f", "--dtype", "float8"], "dtype"),
+        (["d2f", "--muon-lr", "nan"], "--muon-lr must be a number of at least 0, not nan"),
+        (["d2f", "--adam-lr", "-1"], "--adam-lr must be a number of at least 0, not -1"),
+        (["block", "--adam-lr", "inf"], "--adam-lr must be a number of at least 0, not inf"),
+        (["d2f", "--alpha", "0"], "--alpha must be a number of more than 0, not 0"),
+        (["d2f", "--alpha", "inf"], "--alpha must be a number of more than 0, not inf"),
+        (
+            ["d2f", "--keep", "0.5", "--keep", "1.5"],
+            "--keep is a fraction of the run, more than 0 and at most 1, not 1.5",
+        ),
+        (["block", "--keep", "nan"], "--keep is a fraction of the run"),
+        (["d2f", "--block", "900"], "responses of 176 cells in blocks of 900 make batches of"),
+        (["block", "--scratch", "--rank", "4"], "--rank trains a LoRA, and the weights of --scratch"),
+        (["block", "--base", "dllm", "--mask-id", "7"], "has a mask of its own, 2, which 7 cannot replace"),
         (["block", "--grid", "middle"], "grid"),
         (["block", "--mask-id", "100000"], "--mask-id must be a token of the vocabulary"),
     ],

@@ -26,7 +26,9 @@ ROWS = 16
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
     *,
-    model: Annotated[str, typer.Option(help="dllm, twin (both embedded), a checkpoint folder or a hub id.")] = "dllm",
+    model: Annotated[
+        str, typer.Option(help="dllm, d2f, twin (all embedded), a checkpoint folder or a hub id.")
+    ] = "dllm",
     base: Annotated[
         str | None, typer.Option(help="The model that an adapter was made for, if it is not where the adapter says.")
     ] = None,
@@ -68,7 +70,7 @@ def generate(
     ] = None,
     cfg: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; 0: none.")] = None,
     seed: Annotated[int, typer.Option(help="Key of the randomness; prompt i of a file draws with seed + i.")] = 0,
-    suffix: Annotated[str, typer.Option(help="Text that follows the response.")] = "",
+    suffix: Annotated[str, typer.Option(help="Text that follows the response; not on a block-causal model.")] = "",
     template: Annotated[
         str | None, typer.Option(help="The response as words and slots: '{think} The answer is {answer:5}'.")
     ] = None,

@@ -82,7 +82,7 @@ def levers(
 @app.command()
 def decode(
     *,
-    models: Annotated[str, typer.Option(help="Names, folders or hub ids joined by commas.")] = "",
+    models: Annotated[str | None, typer.Option(help="Names, folders or hub ids joined by commas.")] = None,
     lengths: Annotated[str, typer.Option(help="Cells of a canvas, joined by commas.")] = "64,256,512",
     items: Annotated[int, typer.Option(help="Held-out problems.")] = 500,
     slow_items: Annotated[int, typer.Option(help="Of these, for vanilla on 256 cells or more.")] = 50,
@@ -101,7 +101,7 @@ def decode(
     _drawable(plot)
     from unmask.study.decode_bench import main
 
-    named = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    named = [name.strip() for name in models.split(",") if name.strip()] if models is not None else None
     said = {"items": items, "slow": slow_items, "seed": seed, "dtype": dtype, "block": block}
     code = main(names=named, lengths=_numbers("--lengths", lengths), quick=quick, json=json, plot=plot, out=out, **said)
     raise typer.Exit(code or 0)
@@ -128,7 +128,7 @@ def _drawable(plot: Path | None) -> None:
 
 def evaluate(
     *,
-    model: Annotated[str, typer.Option(help="dllm, twin, or a folder that `unmask train` made.")] = "dllm",
+    model: Annotated[str, typer.Option(help="dllm, d2f, twin, or a folder that `unmask train` made.")] = "dllm",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="problems, worksheet-8, restaurants, ...")] = None,
     recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Decode with these.")] = None,
     items: Annotated[int, typer.Option(help="Problems or descriptions a task.")] = 500,

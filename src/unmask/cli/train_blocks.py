@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from unmask.cli import write
 from unmask.cli.train import ITEMS, app, follow
 from unmask.errors import UserError, suggest
 
@@ -34,7 +37,7 @@ Seed = Annotated[int, typer.Option(help="Decides data and masks.")]
 Type = Annotated[str, typer.Option(help="Of activations: bfloat16 or float32.")]
 Compile = Annotated[bool, typer.Option(help="Compile the loss; needs a C++ compiler; off in several processes.")]
 Every = Annotated[
-    int, typer.Option(help="Steps between measurements of decoded accuracy; 0, or several processes: none.")
+    int, typer.Option(help="Steps between measurements of decoded accuracy; 0, --data or several processes: none.")
 ]
 Keep = Annotated[list[float] | None, typer.Option(help="Keep a checkpoint at this fraction of the run.")]
 
@@ -76,11 +79,12 @@ def d2f(
             raise suggest(schedule, get_args(Schedule), "schedule")
         if not 0 <= low < high <= 1:
             raise UserError(f"--low and --high are rates with 0 <= low < high <= 1, not {low:g} and {high:g}")
-        common = _common(locals())
+        common = _common(locals(), processes)
         sizes = {"block": block, "tokens": tokens, "longest": longest, "seed": seed}
         loaded, source, told = _ready(processes, teacher, data, e2e, **sizes)
         config = D2FConfig(**common | told, schedule=schedule, low=low, high=high)  # type: ignore[arg-type]
-        _train(D2FTrainer(config, loaded.network, source, out, processes=processes), loaded, eval_every)
+        trainer = D2FTrainer(config, loaded.network, source, out, processes=processes)
+        _train(trainer, loaded, 0 if data else eval_every)
 
 
 @app.command("block")
@@ -122,27 +126,41 @@ def block(
         for name, value, known in (("grid", grid, GRIDS), ("prompt", prompt, PROMPTS)):
             if value not in known:
                 raise suggest(value, known, name)
-        common = _common({**locals(), "block": size})
+        if scratch and rank:
+            raise UserError(
+                "--rank trains a LoRA, and the weights of --scratch that it adds to are kept nowhere; drop one"
+            )
+        common = _common({**locals(), "block": size}, processes)
         sizes = {"block": size, "tokens": tokens, "longest": longest, "seed": seed}
         loaded, source, told = _ready(processes, base, data, e2e, **sizes)
+        told |= {"grid": grid, "prompt": prompt, "complementary": complementary, "scratch": scratch}
+        told["mask_id"] = _mask(loaded, mask_id)
         if scratch:
             loaded.network.initialise(seed)
-        own = {"grid": grid, "prompt": prompt, "complementary": complementary}
-        own["mask_id"] = _mask(loaded, mask_id)
-        trainer = BlockTrainer(BlockConfig(**common | told, **own), loaded.network, source, out, processes=processes)
+            told["base"] = ""
+        trainer = BlockTrainer(BlockConfig(**common | told), loaded.network, source, out, processes=processes)
         if processes.world > 1:
             loaded.network.to("meta")  # the weights live on in shards
-        _train(trainer, loaded, eval_every)
+        _train(trainer, loaded, 0 if data else eval_every)
 
 
-def _common(said: dict[str, Any]) -> dict[str, Any]:
+def _common(said: dict[str, Any], processes: Alone) -> dict[str, Any]:
     """The settings of both kinds of run, checked."""
     for name, least in (("steps", 1), ("block", 1), ("tokens", 1), ("longest", 2), ("rank", 0), ("eval_every", 0)):
         if said[name] < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {said[name]}")
     if said["dtype"] not in ("bfloat16", "float32"):
         raise suggest(said["dtype"], ("bfloat16", "float32"), "dtype")
-    names = ("steps", "seed", "block", "rank", "alpha", "muon_lr", "adam_lr", "dtype", "compile")
+    for name in ("muon_lr", "adam_lr", "alpha"):
+        least = "more than" if name == "alpha" else "at least"
+        if not 0 <= said[name] < math.inf or (name == "alpha" and not said[name]):
+            raise UserError(f"--{name.replace('_', '-')} must be a number of {least} 0, not {said[name]:g}")
+    for share in said["keep"] or ():
+        if not 0 < share <= 1:
+            raise UserError(f"--keep is a fraction of the run, more than 0 and at most 1, not {share:g}")
+    for folder in (said["out"], said["out"] / "model", said["out"] / "adapter"):
+        processes.agree(partial(write.check_folder, folder))
+    names = ("steps", "seed", "block", "rank", "alpha", "muon_lr", "adam_lr", "dtype", "compile", "tokens", "longest")
     return {name: said[name] for name in names} | {"keep": tuple(said["keep"] or ())}
 
 
@@ -172,7 +190,8 @@ def _ready(
 
     def read() -> tuple[Mixture | Texts, dict[str, Any]]:
         source, texts = _source(loaded, data, e2e, **sizes)
-        return source, {"base": digest(loaded.network), "data": texts}
+        _fits(loaded, source.cells, sizes["block"])
+        return source, {"base": digest(loaded.network), **texts}
 
     source, told = processes.agree(read)
     return loaded, replace(source, share=(processes.rank, processes.world)), told
@@ -180,8 +199,8 @@ def _ready(
 
 def _source(
     loaded: Model, data: Path | None, e2e: Path | None, *, block: int, tokens: int, longest: int, seed: int
-) -> tuple[Mixture | Texts, str]:
-    """Where batches come from, and that in words."""
+) -> tuple[Mixture | Texts, dict[str, str]]:
+    """Where batches come from, and what the run's configuration says of that."""
     from unmask.train import restaurants, texts
     from unmask.train.batches import Mixture
 
@@ -190,22 +209,39 @@ def _source(
         if eos is None:
             raise UserError(f"{loaded.name} names no end-of-sequence token, with which a response ends")
         source = texts.read(data, loaded, eos=eos, longest=longest, unit=block, tokens=tokens, seed=seed)
-        return source, f"{len(source.pairs)} rows of {data.name}"
+        if source.left_out:
+            print(
+                f"{source.left_out} rows of {data} are longer than {longest} cells (--longest) and left out", flush=True
+            )
+        return source, {"data": f"{len(source.pairs)} rows of {data.name}", "data_digest": source.digest}
     if not loaded.embedded:
         raise UserError(f"{loaded.name} is not an embedded model; give its training texts by --data FILE.jsonl")
     rows = [] if e2e is None else restaurants.clean(restaurants.read(e2e, "train"))
     mixture = Mixture(loaded.tokenizer.inner, rows, seed, tokens, shares="short" if rows else "alone")
-    return mixture, "word problems" + ", E2E restaurant descriptions" * bool(rows)
+    return mixture, {"data": "word problems" + ", E2E restaurant descriptions" * bool(rows)}
+
+
+def _fits(loaded: Model, widest: tuple[int, int], block: int) -> None:
+    """UserError if the widest batch, (prompt, response) in whole blocks, has more cells than the model positions."""
+    prompt, response = widest
+    cells, room = prompt + -(-response // block) * block, loaded.network.config.max_positions
+    if cells > room:
+        raise UserError(
+            f"prompts of {prompt} and responses of {response} cells in blocks of {block} make batches of {cells}, and "
+            f"{loaded.name} has {room} positions; lower --block, or give shorter texts (--data, --longest)"
+        )
 
 
 def _mask(loaded: Model, given: int) -> int:
-    """The id of the mask: that given, or for an embedded twin that of its vocabulary; -1: the model's own."""
+    """The id of the mask of a model without one, that given or a twin's vocabulary's; -1: the model's own."""
     from unmask.train.vocabulary import MASK
 
     c = loaded.network.config
     if not -1 <= given < c.token_count:
         raise UserError(f"--mask-id must be a token of the vocabulary of {c.token_count}, not {given}")
-    return MASK if given < 0 and c.mask_id < 0 and loaded.embedded else given
+    if given < 0 and c.mask_id < 0 and loaded.embedded:
+        return MASK
+    return -1 if given == c.mask_id else given
 
 
 def _train(trainer: BlocksRun, loaded: Model, every: int) -> None:

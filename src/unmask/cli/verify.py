@@ -34,7 +34,9 @@ LEGEND = (
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="dllm, twin (both embedded), a checkpoint folder or a hub id.")] = "dllm",
+    model: Annotated[
+        str, typer.Argument(help="dllm, d2f, twin (all embedded), a checkpoint folder or a hub id.")
+    ] = "dllm",
     *,
     recipes: Annotated[
         list[str] | None, typer.Option("--recipe", help="Name, TOML file or expression; default: the usual caches.")

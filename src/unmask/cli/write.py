@@ -36,6 +36,18 @@ def check(output: Path | None) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """UserError, before anything is computed, for a folder that could not be made or written into."""
+    try:
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+        if not there.is_dir():
+            raise UserError(f"cannot write the folder {folder}: {there} is no folder")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write the folder {str(folder)[:200]}: {error.strerror or error}") from None
+
+
 def _umask() -> int:
     now = os.umask(0)
     os.umask(now)

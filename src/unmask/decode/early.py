@@ -105,15 +105,17 @@ class Sure(Rows):
     """Rows whose mean confidence over a region has reached the threshold of their progress.
 
     `criterion`: gap (raw logits), peak (largest probability), score (of the drafted token) or margin. The mean is over
-    the region's cells that are not given, decided ones included. Progress is that of `clock`, a quota schedule, or else
-    the decided share of the response. A row whose region is empty, or not wholly read in this draft, is never sure;
-    `cells.when(sure(...))` commits all of `cells` or, where one of them was not read, none.
+    the region's cells that are not given, decided ones included; with `least` the least sure cell counts instead, for
+    ends behind a short answer are sure of themselves and raise a mean. Progress is that of `clock`, a quota schedule,
+    or else the decided share of the response. A row whose region is empty, or not wholly read in this draft, is never
+    sure; `cells.when(sure(...))` commits all of `cells` or, where one of them was not read, none.
     """
 
     schedule: Schedule
     where: Where
     criterion: Literal["gap", "peak", "score", "margin"] = "gap"
     clock: Quota | None = None
+    least: bool = False
     drafted = True
 
     def __post_init__(self) -> None:
@@ -125,6 +127,8 @@ class Sure(Rows):
             raise ValueError(f"cannot be sure by {self.criterion!r}; known: {', '.join(CRITERIA)}")
         if self.clock is not None and not isinstance(self.clock, Quota):
             raise ValueError(f"the clock of sure is a schedule such as blocks(32).quota(64), not {self.clock!r}")
+        if type(self.least) is not bool:
+            raise ValueError(f"least of sure is True or False, not {self.least!r:.80}")
 
     def reads(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: the cells the mean is taken over."""
@@ -133,10 +137,13 @@ class Sure(Rows):
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         assert draft is not None
         cells = self.reads(canvas)
-        value = draft.value(self.criterion).masked_fill(~cells, 0)
-        mean = value.double().sum(1) / cells.sum(1).clamp(min=1)
+        value = draft.value(self.criterion).double()
+        if self.least:
+            reached = value.masked_fill(~cells, torch.inf).amin(1)
+        else:
+            reached = value.masked_fill(~cells, 0).sum(1) / cells.sum(1).clamp(min=1)
         complete = ~(cells & ~draft.fresh).any(1) & cells.any(1)
-        return complete & (mean >= self.schedule(self.progress(canvas)))
+        return complete & (reached >= self.schedule(self.progress(canvas)))
 
     def progress(self, canvas: Canvas) -> Tensor:
         """[B] float64 in [0, 1]."""

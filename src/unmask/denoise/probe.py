@@ -25,8 +25,8 @@ class Probed:
     """`Plain` over the canvas with the anchor in place: the draft's `aside` are the cells of the probe.
 
     They are no part of `computed`, so that the cache state does not follow: their keys are never attended to later. In
-    the anchor the draft is certain of it, and the first cell of the answer is no EOS. What the probe cost is told as a
-    helper's cost; it has no time of its own, since it rides in the forwards of the text.
+    the anchor the draft is certain of it, and the first cell of the answer is neither an EOS nor a word of the anchor.
+    What the probe cost is told as a helper's; it has no time of its own, since it rides in the forwards of the text.
     """
 
     plain: Plain
@@ -42,7 +42,8 @@ class Probed:
         known, begun = (part.flatten()[draft.at].nonzero()[:, 0] for part in (anchor, first))
         draft.logits[known] = -torch.inf
         draft.logits[known, tokens.flatten()[draft.at[known]]] = 0
-        draft.logits[begun[:, None], [t for t in canvas.eos if t < draft.logits.shape[1]]] = -torch.inf
+        banned = [t for t in (*canvas.eos, *self.probe.ids) if t < draft.logits.shape[1]]
+        draft.logits[begun[:, None], banned] = -torch.inf
         aside = draft.computed & cells
         costs = (*draft.costs, Cost("probe", aside, 0.0)) if bool(aside.any()) else draft.costs
         return replace(draft, computed=draft.computed & ~aside, aside=aside, costs=costs)

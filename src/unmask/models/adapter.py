@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.models.config import Layout, ModelConfig
 from unmask.models.experts import wide
-from unmask.models.families import Place, positive, span
+from unmask.models.families import Place, part_of, positive, span
 from unmask.models.files import FLOATS, headers, read_json, tensors, write_atomically
 from unmask.models.hub import locate
 from unmask.models.tables import FAMILIES
@@ -43,7 +43,7 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """What adapter_config.json says. `digest` and `layout` are in those that unmask wrote."""
+    """What adapter_config.json says. Those that unmask wrote say what follows the targets, too."""
 
     name: str
     directory: Path
@@ -53,6 +53,27 @@ class Adapter:
     targets: tuple[str, ...] = ()
     digest: str = ""
     layout: Layout | None = None
+    in_flight: bool = False
+    mask_id: int = -1
+    """-1: that of the base."""
+
+    def mask(self, base: ModelConfig, layout: Layout) -> int:
+        """The mask of the merged model, which attends by `layout`; UserError if one in blocks would have none."""
+        found, path = self.mask_id if self.mask_id >= 0 else base.mask_id, self.directory / SETTINGS
+        if found >= base.token_count:
+            raise UserError(f"{path}: mask_id is {found}, and the base has {base.token_count} tokens")
+        if layout.kind == "block" and found < 0:
+            raise UserError(
+                f"{path} names no mask and its base has none, so that nothing could be decoded in blocks; train the "
+                f"adapter anew, or load the merged model that was written with it"
+            )
+        return found
+
+    def flies(self, base: ModelConfig, layout: Layout) -> bool:
+        """May the merged model, which attends by `layout`, write several blocks at once? Published ones are D2F's."""
+        if self.layout is not None:
+            return self.in_flight
+        return base.in_flight if base.layout.kind == layout.kind else layout.kind == "block"
 
     def attention(self, base: Layout, block: int | None) -> Layout:
         """The layout of the merged model, in blocks of `block` if given; UserError where nobody can know it."""
@@ -89,14 +110,28 @@ def read_adapter(name: str, directory: Path) -> Adapter:
             raise UserError("base_model_name_or_path is missing; it names the model that the adapter was made for")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < torch.inf:
             raise UserError(f"lora_alpha must be a positive number, not {alpha!r}")
-        own = raw.get("unmask") or {}
-        layout = Layout(**own["layout"]) if own else None
-        digest = own["base_digest"] if own else ""
+        own = ours(raw.get("unmask") or {})
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: {error}") from error
     scale = alpha / (rank**0.5 if raw.get("use_rslora") else rank)
     told = tuple(map(str, targets)) if isinstance(targets, list) and raw.get("layers_to_transform") is None else ()
-    return Adapter(name, directory, base, rank, scale, told, str(digest), layout)
+    return Adapter(name, directory, base, rank, scale, told, **own)
+
+
+def ours(record: Any) -> dict[str, Any]:
+    """The fields of an `Adapter` that the record `unmask` tells, checked; of an empty one, that of others, nothing."""
+    if not record:
+        return {}
+    known = record if isinstance(record, dict) else {}
+    if lacks := [key for key in ("layout", "base_digest") if key not in known]:
+        raise UserError(f"the record `unmask` lacks {' and '.join(lacks)}; write the adapter anew")
+    flies, mask = known.get("in_flight", False), known.get("mask_id", -1)
+    if not isinstance(flies, bool):
+        raise UserError(f"in_flight must be true or false, not {flies!r:.80}")
+    if isinstance(mask, bool) or not isinstance(mask, int) or mask < -1:
+        raise UserError(f"mask_id must be the id of a token, not {mask!r:.80}")
+    layout = part_of(Layout, known["layout"], "layout")
+    return {"digest": str(known["base_digest"]), "layout": layout, "in_flight": flies, "mask_id": mask}
 
 
 def find_base(adapter: Adapter, base: str | Path | None, shipped: Path | None) -> tuple[str, Path]:
@@ -204,12 +239,15 @@ def save_adapter(
     base: str,
     digest: str,
     layout: Layout,
+    in_flight: bool = False,
+    mask_id: int = -1,
 ) -> None:
     """Write an adapter in PEFT's layout, for a base of this config and digest (`joint.digest`), called `base`.
 
     `pairs`: (our parameter, its piece: "q", "k", "v", "gate", "up" or "") -> (A [r, in], B [rows, r]), all of one r;
     they are stored in fp32 under the names of the base's family, the piece of a matrix that is one there after a colon.
-    `layout` is what they were trained with.
+    `layout` and `mask_id` (-1: that of the base) are what they were trained with, `in_flight` whether on noisy earlier
+    blocks (`ModelConfig`).
     """
     directory, named = Path(directory), published(config)
     ranks = {a.shape[0] for a, _ in pairs.values()}
@@ -222,6 +260,7 @@ def save_adapter(
             stored[f"base_model.model.{module}.lora_{half}.weight"] = (
                 value.detach().to("cpu", torch.float32).contiguous()
             )
+    own = {"base_digest": digest, "layout": asdict(layout), "block": layout.size}
     told = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -232,7 +271,7 @@ def save_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": sorted({KEY.fullmatch(name)[1].rpartition(".")[2] for name in stored}),  # type: ignore[index]
-        "unmask": {"base_digest": digest, "layout": asdict(layout), "block": layout.size},
+        "unmask": {**own, "in_flight": in_flight, "mask_id": mask_id},
     }
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(told, indent=2) + "\n"

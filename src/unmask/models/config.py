@@ -35,7 +35,9 @@ class Layout:
     def __post_init__(self) -> None:
         for value, known in ((self.kind, KINDS), (self.grid, GRIDS), (self.prompt, PROMPTS)):
             if value not in known:
-                raise ValueError(f"a layout has no {value!r}; known are {', '.join(known)}")
+                raise ValueError(f"a layout has no {value!r:.80}; known are {', '.join(known)}")
+        if type(self.size) is not int:
+            raise ValueError(f"the size of a layout's blocks must be a whole number, not {self.size!r:.80}")
         if self.kind == "block" and self.size < 1:
             raise ValueError(f"a block layout needs a size of at least 1, not {self.size}")
 
@@ -137,6 +139,8 @@ class ModelConfig:
     `vocab_size` counts embedding rows; ids from `token_count` upwards are padding and never generated.
     `shift`: the logits that predict position i are read at position i - 1 (Dream and every AR model).
     `rotary`: how many dimensions of a head are rotated, the first ones; 0 is all.
+    `in_flight`: trained on noisy earlier blocks, so that several may be written at once (D2F); other models that attend
+    in blocks saw them decided.
     """
 
     vocab_size: int
@@ -162,6 +166,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     rotary: int = 0
     experts: Experts | None = None
+    in_flight: bool = False
 
     def __post_init__(self) -> None:
         for name, default in (

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from math import inf, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unmask.errors import UserError, suggest
 from unmask.models.config import Experts, Layout, ModelConfig, RopeScaling
 from unmask.models.tables import FAMILIES, Family
 
 Json = Mapping[str, Any]
+Part = TypeVar("Part", Layout, RopeScaling, Experts)
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ POSITIVE = {
     *("head_dim", "max_positions", "token_count", "original"),
     *("count", "top", "groups", "top_groups"),
 }
-COUNTS = {"rotary", "shared", "dense"}
+COUNTS = {"rotary", "shared", "dense", "size"}
 NUMBERS = {"rope_theta", "norm_eps", "factor", "low", "high", "scale"}
-FLAGS = {"qkv_bias", "qk_norm", "tied", "shift", "bias", "normalise"}
-LIMITS = {"layers": 4096, "max_positions": 1 << 22, "count": 4096}
+FLAGS = {"qkv_bias", "qk_norm", "tied", "shift", "bias", "normalise", "in_flight"}
+LIMITS = {"layers": 4096, "max_positions": 1 << 22, "count": 4096, "size": 1 << 22}
 """What is built before the weights are compared with it must not exhaust the machine."""
 OPTIONAL = {
     **{"kv_heads": 0, "head_dim": 0, "max_positions": 4096, "norm_eps": 1e-6},
@@ -99,11 +100,22 @@ def own_config(raw: Json) -> ModelConfig:
     for key in ("vocab_size", "d_model", "layers", "heads", "ff"):
         positive(values.get(key), key)
     scaling, experts = values.get("rope_scaling"), values.get("experts")
-    values["layout"] = Layout(**values.get("layout", {}))
-    values["rope_scaling"] = None if scaling is None else RopeScaling(**scaling)
-    values["experts"] = None if experts is None else Experts(**experts)
+    values["layout"] = part_of(Layout, values.get("layout", {}), "layout")
+    values["rope_scaling"] = None if scaling is None else part_of(RopeScaling, scaling, "rope_scaling")
+    values["experts"] = None if experts is None else part_of(Experts, experts, "experts")
     values["eos_ids"] = tuple(values.get("eos_ids", ()))
     return checked(ModelConfig(**values))
+
+
+def part_of(kind: type[Part], said: Any, key: str) -> Part:
+    """A record inside a configuration; UserError, with its `key`, for what is none, and for an unknown key in it."""
+    if not isinstance(said, Mapping):
+        raise UserError(f"{key} must be an object, not {said!r:.80}")
+    if unknown := sorted(set(said) - {f.name for f in fields(kind)}):
+        raise UserError(f"unknown key {', '.join(unknown)} in {key}; a newer version of unmask may have written it")
+    if absent := [f.name for f in fields(kind) if f.default is MISSING and f.name not in said]:
+        raise UserError(f"{key} lacks {', '.join(absent)}")
+    return kind(**said)
 
 
 def published_config(family: Family, raw: Json, generation: Json, block: int = 0) -> ModelConfig:
@@ -254,9 +266,9 @@ def check_number(name: str, value: Any) -> None:
         raise UserError(f"{name} is {value}; more than {LIMITS[name]} is not supported")
 
 
-def parts_of(config: ModelConfig) -> list[ModelConfig | RopeScaling | Experts]:
+def parts_of(config: ModelConfig) -> list[ModelConfig | Layout | RopeScaling | Experts]:
     """The config and the records inside it that hold numbers."""
-    return [part for part in (config, config.rope_scaling, config.experts) if part is not None]
+    return [part for part in (config, config.layout, config.rope_scaling, config.experts) if part is not None]
 
 
 def places_of(config: ModelConfig, shapes: Mapping[str, Iterable[int]]) -> dict[str, Place]:

@@ -84,7 +84,9 @@ def load_checkpoint(
         called, under = find_base(adapter, base, shipped)
         found = plan(under, 0, family)
         check_name(adapter, called, under)
-        return Loaded(adapted(adapter, found, dtype, device, block), found.tokenizer, name, directory)
+        model = adapted(adapter, found, dtype, device, block)
+        special = (model.config.mask_id, found.config.bos_id, *found.config.eos_ids)
+        return Loaded(model, find_tokenizer(under, reserved=special), name, directory)
     if base is not None:
         raise UserError(f"{directory} is no adapter (it has no {SETTINGS}); leave base out")
     found = plan(directory, block or 0, family)
@@ -126,6 +128,7 @@ def adapted(
 ) -> Transformer:
     """The base with the adapter merged into it, rounded once, at the end; UserError for the wrong base."""
     layout = adapter.attention(base.config.layout, block)
+    mask = adapter.mask(base.config, layout)
     pairs = pairs_of(adapter, base.config, base.places)
     chosen = choose_dtype(dtype, base.files)
     model = build(base, torch.promote_types(chosen, choose_dtype("auto", base.files)), device)
@@ -136,7 +139,8 @@ def adapted(
     tables = model.cos, model.sin
     model = model.to(chosen)
     model.cos, model.sin = tables  # in fp32 as ever
-    model.config = replace(base.config, layout=layout)
+    flies = adapter.flies(base.config, layout)
+    model.config = replace(base.config, layout=layout, mask_id=mask, in_flight=flies)
     return model
 
 

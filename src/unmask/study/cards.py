@@ -20,6 +20,8 @@ from unmask.errors import UserError, suggest
 from unmask.models.joint import load_sampler
 from unmask.models.load import Loaded, load_checkpoint
 from unmask.models.transformer import Transformer
+from unmask.settings import Settings as Asked
+from unmask.settings import default_name
 from unmask.study import tasks
 from unmask.study.evaluate import Result, Seconds, evaluate, recipe_for
 from unmask.study.results import Results
@@ -30,14 +32,14 @@ COLUMNS = {
 }
 """What is printed, and under which heading."""
 
-USUAL = {"full": ("llada", "threshold"), "block": ("d2f",), "causal": ("ar",)}
-"""Recipes by the attention of the model."""
+USUAL = ("llada", "threshold")
+"""Recipes of a model with full attention; another is decoded as `generate` would."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model, and where
-    none are given those of `USUAL` are taken.
+    none are given the usual ones are taken.
 
     `guide`, and the joint sampler of the folder `sampler`, are loaded if a recipe asks for a second opinion.
     """
@@ -71,7 +73,8 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
     torch.set_num_threads(1)
     loaded, tokenizer = load(settings.model, settings.dtype)
     kind = loaded.model.config.layout.kind
-    names = settings.recipes if settings.recipes and kind != "causal" else USUAL[kind]
+    usual = USUAL if kind == "full" else (default_name(Asked(), loaded.model.config),)
+    names = settings.recipes if settings.recipes and kind != "causal" else usual
     jobs = [
         (tasks.make(t, settings.items, Path(settings.e2e) if settings.e2e else None), r)
         for t in settings.tasks

@@ -47,14 +47,18 @@ class Recomputed(Plain):
     """The model without its cache: what a row attends to is computed anew in every forward, whatever the query is.
 
     The draft names the cells that `Plain` would have computed and holds their logits only, so that a recipe does with
-    it what it does with the approximate one: they differ in the numbers alone.
+    it what it does with the approximate one: they differ in the numbers alone. In a model that attends in blocks, cells
+    that no forward has computed yet are unseen here too: a recipe opens a block when it likes.
     """
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
         """The exact draft of the cells that (query, need) ask for."""
         compute, fresh = self._reach(query, need)
-        whole = canvas.valid & compute.any(1)[:, None]
+        seen = canvas.valid
+        if self.layout.kind == "block":
+            seen = seen & (compute | (canvas.cached_at >= 0))
+        whole = seen & compute.any(1)[:, None]
         return replace(super().__call__(canvas, whole, fresh), computed=compute)
 
 

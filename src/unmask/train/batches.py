@@ -105,6 +105,12 @@ class Mixture:
     share: tuple[int, int] = (0, 1)
     """(number of this process, how many there are): each draws batches of its own."""
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(prompt, response): columns of the widest batch there can be."""
+        drawn = [b for b, share in zip(self.buckets, MIXTURES[self.shares], strict=True) if share]
+        return max(b.prompt for b in drawn), max(b.response for b in drawn)
+
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
         step = step * self.share[1] + self.share[0]

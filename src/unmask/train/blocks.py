@@ -37,8 +37,14 @@ class BlocksConfig:
     save_every: int = 500
     keep: tuple[float, ...] = ()
     base: str = ""
-    """Digest of the weights it began with: the teacher's, for a student."""
+    """Digest of the weights it began with: the teacher's, for a student; empty if they were drawn."""
     data: str = ""
+    data_digest: str = ""
+    """Of the rows of a file that are learned; empty for the embedded tasks."""
+    tokens: int = 4608
+    """Cells of a batch."""
+    longest: int = 512
+    """Cells of the longest row of a file that is learned."""
     world_size: int = 1
     """Processes that train it, each on batches of its own; the trainer sets it. Several do not compile."""
 
@@ -66,6 +72,8 @@ class BlockConfig(BlocksConfig):
     complementary: bool = True
     mask_id: int = -1
     """The mask of a model that has none; -1: its own."""
+    scratch: bool = False
+    """Weights were drawn by the seed, in the shape of the base."""
 
 
 class BlocksRun(BatchRun):
@@ -114,7 +122,7 @@ class D2FTrainer(BlocksRun):
                 f"a D2F student is distilled from a masked model with full attention, and this one's is "
                 f"{teacher.config.layout.kind}; `unmask train block` trains in blocks without a teacher"
             )
-        student = in_blocks(teacher, Layout("block", config.block), share=processes.world > 1)
+        student = in_blocks(teacher, Layout("block", config.block), in_flight=True, share=processes.world > 1)
         super().__init__(config, student, source, folder, processes)
         self.teacher = processes.place(teacher.requires_grad_(False).eval(), getattr(torch, config.dtype))
         self.objective = self.compiled(forcing.forcing)
@@ -135,7 +143,11 @@ class BlockTrainer(BlocksRun):
     def __init__(
         self, config: BlockConfig, base: Transformer, source: Source, folder: Path, *, processes: Alone = ALONE
     ) -> None:
-        layout = Layout("block", config.block, config.grid, config.prompt)
+        own, layout = base.config.mask_id, Layout("block", config.block, config.grid, config.prompt)
+        if own >= 0 and config.mask_id not in (-1, own):
+            raise UserError(
+                f"this model has a mask of its own, {own}, which {config.mask_id} cannot replace; name none"
+            )
         model = in_blocks(base, layout, mask_id=config.mask_id, share=processes.world > 1)
         if model.config.mask_id < 0:
             raise UserError("this model has no mask token; name an id that its texts do not use by --mask-id")
@@ -149,9 +161,12 @@ class BlockTrainer(BlocksRun):
         return self.objective(self.model, *given, getattr(torch, self.config.dtype))
 
 
-def in_blocks(base: Transformer, layout: Layout, *, mask_id: int = -1, share: bool = False) -> Transformer:
+def in_blocks(
+    base: Transformer, layout: Layout, *, mask_id: int = -1, in_flight: bool = False, share: bool = False
+) -> Transformer:
     """A copy of a model, fp32, that attends in blocks; `share`: with the tensors of the base, not with copies."""
-    config = replace(base.config, layout=layout, mask_id=base.config.mask_id if mask_id < 0 else mask_id)
+    mask_id = base.config.mask_id if mask_id < 0 else mask_id
+    config = replace(base.config, layout=layout, mask_id=mask_id, in_flight=in_flight)
     with torch.device("meta") if share else nullcontext():
         model = Transformer(config).float()
     model.load_state_dict(base.float().state_dict() if share else base.state_dict(), assign=share)

@@ -19,7 +19,7 @@ from unmask.models.joint import save_sampler
 from unmask.models.load import save_checkpoint
 from unmask.models.transformer import Transformer
 from unmask.train import lora
-from unmask.train.blocks import BlocksRun, D2FConfig
+from unmask.train.blocks import BlockConfig, BlocksRun, D2FConfig
 from unmask.train.joint import JointTrainer
 from unmask.train.loop import TrainConfig
 from unmask.train.run import Run, read_state
@@ -97,6 +97,7 @@ def export_blocks(trainer: BlocksRun, source: Model, out: Path) -> dict[str, Any
         return {}
     if c.rank:
         adapter = {"base": source.name, "digest": c.base, "layout": model.config.layout}
+        adapter |= {"in_flight": model.config.in_flight, "mask_id": model.config.mask_id}
         save_adapter(out / "adapter", source.network.config, lora.pairs(model), alpha=c.alpha, **adapter)
         lora.merge(model)
     save_checkpoint(model, folder)
@@ -106,7 +107,7 @@ def export_blocks(trainer: BlocksRun, source: Model, out: Path) -> dict[str, Any
     card = {
         "kind": "D2F student" if isinstance(c, D2FConfig) else "block diffusion",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "base": source.name,
+        "base": "none" if isinstance(c, BlockConfig) and c.scratch else source.name,
         "trained": _run(trainer),
         "data": c.data,
         "licence": "Apache-2.0",

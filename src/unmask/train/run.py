@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -130,6 +134,8 @@ class Run(ABC):
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.inherited = 0
+        self.sound = processes.world == 1
+        """No step is half done, and this process can save alone."""
 
     @abstractmethod
     def train_step(self) -> float:
@@ -144,6 +150,8 @@ class Run(ABC):
             if state is not None:
                 self._check(path, state["config"])
                 held.update({k: state.pop(k) for k in ("model", "optimizers")})
+                if shapes(held["model"]) != shapes(self.model.state_dict()):
+                    raise UserError(f"{path} holds a model of another shape; use another --out or the same settings")
             return state
 
         if (state := self.processes.agree(read)) is None:
@@ -187,16 +195,31 @@ class Run(ABC):
     def run(
         self, *, evaluate: Callable[[Any], dict[str, float]] | None = None, evaluate_every: int = 2000
     ) -> Iterator[Progress]:
-        """Train to the end, yielding progress every 20 steps; `evaluate` is called every `evaluate_every` steps."""
+        """Train to the end, yielding progress every 20 steps; `evaluate` is called every `evaluate_every` steps.
+
+        Ctrl-C waits for the end of a step and for a checkpoint; a second one does not, nor do several processes.
+        """
+        start = self.step
+        try:
+            yield from self._steps(evaluate, evaluate_every)
+        except KeyboardInterrupt:
+            if self.sound and self.step > start:
+                self.save()
+            raise
+
+    def _steps(self, evaluate: Callable[[Any], dict[str, float]] | None, evaluate_every: int) -> Iterator[Progress]:
         c, mean, began, metrics = self.config, 0.0, time.monotonic() - self.seconds, {}
         marks = {max(1, round(f * c.steps)): f for f in c.keep}
         start, since = self.step, time.monotonic()
         seen = self.tokens
         while self.step < c.steps:
-            value = self.train_step()
+            with unbroken() if self.processes.world == 1 else nullcontext():
+                self.sound = False
+                value = self.train_step()
+                self.seconds = time.monotonic() - began
+                self.sound = self.processes.world == 1
             weight = max(0.02, 1 / (self.step - start))
             mean += weight * (value - mean)
-            self.seconds = time.monotonic() - began
             last = self.step == c.steps
             if self.step in marks:
                 self.save(f"kept-{round(100 * marks[self.step]):03d}.pt")
@@ -253,6 +276,33 @@ class BatchRun(Run):
         loss, tokens = p.total(value.item(), batch.tokens.numel())
         self.tokens += int(tokens)
         return loss / p.world
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Within, Ctrl-C waits for the end, unless it comes twice; where it is ignored or handled elsewhere, nothing."""
+    own, came = signal.getsignal(signal.SIGINT), []
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            own(number, frame)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+    if came:
+        own(signal.SIGINT, None)
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def read_state(path: Path) -> dict[str, Any]:

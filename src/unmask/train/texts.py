@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,28 @@ class Texts:
     seed: int = 0
     share: tuple[int, int] = (0, 1)
     """(number of this process, how many there are): each takes rows of its own."""
+    left_out: int = 0
+    """Rows of the file that are too long to be learned."""
+
+    @cached_property
+    def widest(self) -> int:
+        """Cells of the longest row."""
+        return max(len(p) + len(r) for p, r in self.pairs)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(prompt, response): columns of the widest batch there can be, without the padding to whole blocks."""
+        return max(len(p) for p, _ in self.pairs), max(len(r) for _, r in self.pairs)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that name the rows, in their order."""
+        return hashlib.sha256(json.dumps(self.pairs).encode()).hexdigest()[:16]
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`: the next rows of an endless sequence of shuffled epochs."""
         rank, world = self.share
-        widest = max(len(p) + len(r) for p, r in self.pairs)
-        count = max(1, self.tokens // widest)
+        count = max(1, self.tokens // self.widest)
         first = (step * world + rank) * count
         rows = [self.pairs[self._order(n // len(self.pairs))[n % len(self.pairs)]] for n in range(first, first + count)]
         return lay_out(rows, self.eos, self.unit)
@@ -67,7 +84,7 @@ def lay_out(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos: int, unit:
 
 def read(path: str | Path, model: Model, *, eos: int, longest: int, **layout: Any) -> Texts:
     """The rows {"prompt": ..., "response": ...} of a JSON-lines file that fit into `longest` cells; UserError else."""
-    pairs = []
+    pairs, left_out = [], 0
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -82,9 +99,14 @@ def read(path: str | Path, model: Model, *, eos: int, longest: int, **layout: An
             raise UserError(f'{path} line {number}: expected {{"prompt": "...", "response": "..."}}') from None
         if not isinstance(prompt, str) or not isinstance(response, str):
             raise UserError(f"{path} line {number}: prompt and response must be texts")
-        pair = tuple(model.encode(prompt)), (*model.tokenizer.encode(response), eos)
+        try:
+            pair = tuple(model.encode(prompt)), (*model.tokenizer.encode(response), eos)
+        except UserError as error:
+            raise UserError(f"{path} line {number}: {error}") from None
         if len(pair[0]) + len(pair[1]) <= longest:
             pairs.append(pair)
+        else:
+            left_out += 1
     if not pairs:
         raise UserError(f"{path} has no row that fits into {longest} cells; give longer rows room by --longest")
-    return Texts(tuple(pairs), eos, **layout)
+    return Texts(tuple(pairs), eos, left_out=left_out, **layout)
