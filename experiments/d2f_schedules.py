@@ -1,10 +1,10 @@
 """Does the noise of a D2F student's blocks matter? Students of the embedded dLLM, alike but for their schedule.
 
-    python experiments/d2f_schedules.py [--steps 500] [--items 500] [--runs runs/d2f-schedules]
+    python experiments/d2f_schedules.py [--steps 500] [--items 500] [--bucket 0] [--runs runs/d2f-schedules]
 
-Each is trained on word problems alone (resumable) and decodes the same held-out problems, block after block and in a
-pipeline. Its loss on held-out batches is told for each kind of noise, which is what a schedule trains for. Rows and
-summary: a folder of results/.
+Each is trained on word problems alone (resumable), as many a text as `--bucket` of `train.batches` has, and decodes
+the same held-out ones, block after block and in a pipeline. Its loss on held-out batches is told for each kind of
+noise, which is what a schedule trains for. Rows and summary: a folder of results/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import unmask
 from unmask.models.transformer import Transformer
 from unmask.study import evaluate, tasks
 from unmask.study.results import Results
-from unmask.train.batches import BUCKETS, MIXTURES, Mixture
+from unmask.train.batches import BUCKETS, MIXTURES, Bucket, Mixture
 from unmask.train.blocks import D2FConfig, D2FTrainer
 from unmask.train.forcing import Noise, loss, prepare
 
@@ -38,11 +38,14 @@ RECIPES = {"serial": "d2f(0.9, 1.0, 1.0)", "pipeline": "d2f(0.9, 0.1, 0.95)"}
 BLOCK, BATCHES = 8, 8
 
 
-def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> Transformer:
-    """The student of one schedule after `steps` steps of single word problems."""
+def train(name: str, teacher: Any, said: argparse.Namespace, folder: Path) -> Transformer:
+    """The student of one schedule after `said.steps` steps of word problems."""
+    steps, seed, bucket = said.steps, said.seed, BUCKETS[said.bucket]
     MIXTURES["single"] = (1.0,)
-    source = Mixture(teacher.tokenizer.inner, [], seed, buckets=BUCKETS[:1], shares="single")
-    config = D2FConfig(steps=steps, seed=seed, block=BLOCK, save_every=100, data="single word problems")
+    source = Mixture(teacher.tokenizer.inner, [], seed, buckets=(bucket,), shares="single")
+    config = D2FConfig(
+        steps=steps, seed=seed, block=BLOCK, save_every=100, data=f"worksheets of {bucket.items} problems"
+    )
     trainer = D2FTrainer(replace(config, **STUDENTS[name]), teacher.network, source, folder)
     trainer.resume()
     with Progress(console=Console(stderr=True)) as bar:
@@ -53,9 +56,9 @@ def train(name: str, teacher: Any, steps: int, seed: int, folder: Path) -> Trans
 
 
 @torch.no_grad()
-def held_out(student: Any, teacher: Any, seed: int) -> dict[str, float]:
+def held_out(student: Any, teacher: Any, seed: int, bucket: Bucket) -> dict[str, float]:
     """Mean loss on held-out batches, by the noise they are given."""
-    source = Mixture(teacher.tokenizer.inner, [], seed + 1_000_000, buckets=BUCKETS[:1], shares="single")
+    source = Mixture(teacher.tokenizer.inner, [], seed + 1_000_000, buckets=(bucket,), shares="single")
     ids, found = {"mask": teacher.network.config.mask_id, "eos": teacher.network.config.eos_ids[0]}, {}
     for name, noise in {n: Noise(**s) for n, s in STUDENTS.items()}.items():
         draw, losses = torch.Generator().manual_seed(seed), []
@@ -76,19 +79,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--items", type=int, default=500)
+    parser.add_argument(
+        "--bucket", type=int, default=0, choices=range(4), help="0 to 3: up to 1, 2, 4, 8 problems a text"
+    )
+    parser.add_argument("--only", nargs="*", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=Path("runs/d2f-schedules"))
     said = parser.parse_args()
     torch.set_num_threads(1)
     teacher = unmask.load()
-    task = tasks.word_problems(said.items)
+    bucket = BUCKETS[said.bucket]
+    task = tasks.word_problems(said.items, k=max(bucket.items))
     right: dict[tuple[str, str], np.ndarray] = {}
     losses: dict[str, dict[str, float]] = {}
-    config = {"steps": said.steps, "items": said.items, "seed": said.seed, "students": STUDENTS, "recipes": RECIPES}
+    config = {
+        "steps": said.steps,
+        "items": said.items,
+        "seed": said.seed,
+        "bucket": bucket,
+        "students": STUDENTS,
+        "recipes": RECIPES,
+    }
     with Results.create("d2f-schedules", config) as results:
-        for name in STUDENTS:
-            student = train(name, teacher, said.steps, said.seed, said.runs / name.replace(" ", "-"))
-            losses[name] = held_out(student, teacher, said.seed)
+        for name in said.only:
+            student = train(name, teacher, said, said.runs / name.replace(" ", "-"))
+            losses[name] = held_out(student, teacher, said.seed, bucket)
             print(f"{name:14} loss by noise {', '.join(f'{n} {v:.4f}' for n, v in losses[name].items())}", flush=True)
             for way, text in RECIPES.items():
                 recipe = evaluate.recipe_for(student, text, task.length, block=BLOCK)
@@ -98,7 +113,7 @@ def main() -> None:
                     results.row({"student": name, "way": way, **row})
                 print(f"{name:14} {way:9} right {found.scores['right']:.3f} forwards {found.forwards:.2f}", flush=True)
         rows = [
-            {"student": n, "way": w, "right": interval(v), "over monotone": interval(v - right["monotone", w])}
+            {"student": n, "way": w, "right": interval(v), f"over {said.only[0]}": interval(v - right[said.only[0], w])}
             for (n, w), v in right.items()
         ]
         print(results.finish({"rows": rows, "losses": losses}))
