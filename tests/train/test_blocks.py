@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,14 @@ def test_what_cannot_be_a_teacher_or_has_no_mask_is_refused(tmp_path: Path) -> N
         BlockTrainer(BlockConfig(mask_id=4), net(Layout("causal")), source, tmp_path)
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C raises, as it does in a terminal: a test run in the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
     """Ctrl-C comes in the middle of this step of every run, `times` times."""
     loss: dict[type, Any] = {kind: kind.loss for kind in (D2FTrainer, BlockTrainer)}
@@ -265,6 +274,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> N
         monkeypatch.setattr(kind, "loss", pressed)
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("kind", ["d2f", "block"])
 def test_a_run_that_ctrl_c_ends_is_resumed_where_it_ended(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -284,6 +294,7 @@ def test_a_run_that_ctrl_c_ends_is_resumed_where_it_ended(
     assert all(torch.equal(v, weights[k]) for k, v in whole.model.state_dict().items())
 
 
+@pytest.mark.usefixtures("listening")
 def test_nothing_is_saved_of_half_a_step_or_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step, times, saved in ((3, 2, 2), (0, 2, 0), (0, 1, 1)):
         folder = tmp_path / f"{step}-{times}"
@@ -443,6 +454,7 @@ def test_a_resumed_run_has_the_same_texts(tmp_path: Path, capfd: pytest.CaptureF
         assert told in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_in_a_command_leaves_a_checkpoint_and_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
