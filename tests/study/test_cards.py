@@ -44,6 +44,15 @@ def test_a_block_causal_model_is_evaluated_as_generate_writes_it(tmp_path: Path,
         assert [row["recipe"] for row in told["rows"]] == [name]
 
 
+def test_blocks_are_those_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size, block, shown in ((16, None, 16), (16, 8, 8), (12, None, 12)):
+        model = embedded.build(tmp_path / f"{size}-{shown}", layout=Layout("block", size))
+        settings = Settings(model=str(model), tasks=("problems",), items=2, block=block)
+        assert main(settings, as_json=True, root=tmp_path / "results") == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert f"blocks({shown})" in row["expression"]
+
+
 def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'dllm'"):
         main(Settings(model="dlm"), root=tmp_path / "results")

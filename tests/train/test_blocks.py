@@ -560,6 +560,8 @@ def test_both_commands_train_from_a_file_and_write_a_model(tmp_path: Path, capfd
         (["block", "--scratch", "--rank", "4"], "--rank trains a LoRA, and the weights of --scratch"),
         (["block", "--base", "dllm", "--mask-id", "7"], "has a mask of its own, 2, which 7 cannot replace"),
         (["block", "--grid", "middle"], "grid"),
+        (["block", "--mask-id", "1"], "begins or ends a text in this model"),
+        (["d2f", "--rank", "99999"], "a LoRA of rank 99999 is no smaller than the matrices"),
         (["block", "--mask-id", "100000"], "--mask-id must be a token of the vocabulary"),
     ],
 )

@@ -132,7 +132,7 @@ def evaluate(
     tasks: Annotated[list[str] | None, typer.Option("--task", help="problems, worksheet-8, restaurants, ...")] = None,
     recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Decode with these.")] = None,
     items: Annotated[int, typer.Option(help="Problems or descriptions a task.")] = 500,
-    block: Annotated[int, typer.Option(help="Cells of a block.")] = 8,
+    block: Annotated[int | None, typer.Option(help="Cells of a block; default 8, or the model's own.")] = None,
     batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     guide: Annotated[str, typer.Option(help="Autoregressive model that guided recipes ask.")] = "twin",

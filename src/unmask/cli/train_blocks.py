@@ -239,6 +239,8 @@ def _mask(loaded: Model, given: int) -> int:
     c = loaded.network.config
     if not -1 <= given < c.token_count:
         raise UserError(f"--mask-id must be a token of the vocabulary of {c.token_count}, not {given}")
+    if given >= 0 and given in (*c.eos_ids, c.bos_id):
+        raise UserError(f"--mask-id {given} begins or ends a text in this model; name an id that no text uses")
     if given < 0 and c.mask_id < 0 and loaded.embedded:
         return MASK
     return -1 if given == c.mask_id else given

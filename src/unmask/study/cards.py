@@ -38,8 +38,10 @@ USUAL = ("llada", "threshold")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate. `block` is capped at the response length; `recipes` are ignored by a causal model, and where
-    none are given the usual ones are taken.
+    """What to evaluate.
+
+    `block` is capped at the response length; without it full attention is written in blocks of 8, and a block-causal
+    model in its own. `recipes` are ignored by a causal model, and where none are given the usual ones are taken.
 
     `guide`, and the joint sampler of the folder `sampler`, are loaded if a recipe asks for a second opinion.
     """
@@ -48,7 +50,7 @@ class Settings:
     tasks: tuple[str, ...] = ("problems", "problems-numbers", "problems-templates", "worksheet-8")
     recipes: tuple[str, ...] = ()
     items: int = 500
-    block: int = 8
+    block: int | None = None
     batch: int = 32
     dtype: str = "float32"
     e2e: str = ""
@@ -92,7 +94,9 @@ def main(settings: Settings, *, as_json: bool = False, card: bool = False, root:
         doing = bar.add_task("evaluating", total=len(jobs))
         for task, name in jobs:
             bar.update(doing, description=f"{task.name}, {name}")
-            recipe = recipe_for(loaded.model, name, task.length, block=settings.block)
+            recipe = recipe_for(
+                loaded.model, name, task.length, block=settings.block or (8 if kind == "full" else None)
+            )
             second = seconds(settings, recipe, loaded.model)
             result = evaluate(loaded.model, tokenizer, task, recipe, name=name, batch=settings.batch, second=second)
             for row in result.rows:

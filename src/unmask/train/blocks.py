@@ -174,7 +174,12 @@ def in_blocks(
 
 
 def adapt(config: BlocksConfig, model: Transformer) -> None:
-    """Add a LoRA to the model, if the run trains one."""
+    """Add a LoRA to the model, if the run trains one; UserError for a rank that no matrix of the attention has."""
+    c = model.config
+    if config.rank > (most := min(c.d_model, c.heads * c.head_dim)):
+        raise UserError(
+            f"a LoRA of rank {config.rank} is no smaller than the matrices it is added to; use less than {most}"
+        )
     if config.rank:
         lora.add(model, config.rank, config.alpha, seed=config.seed)
 

@@ -188,8 +188,11 @@ class Run(ABC):
         state = self.state()
         if self.processes.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(state, part)
-            os.replace(part, path)
+            try:
+                torch.save(state, part)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
         return path
 
     def run(
