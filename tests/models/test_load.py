@@ -42,6 +42,17 @@ def copy(tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(GOLDEN / name, tmp_path / name))
 
 
+@pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.iterdir()))
+def test_a_published_model_keeps_its_family_in_our_own_format(tmp_path: Path, name: str) -> None:
+    """As `unmask train d2f` writes the student of a published teacher."""
+    model = load_checkpoint(GOLDEN / name).model
+    save_checkpoint(model, tmp_path)
+    again = load_checkpoint(tmp_path).model
+    assert again.config == model.config
+    own = again.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "config",
     [

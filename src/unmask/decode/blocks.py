@@ -266,9 +266,8 @@ class Quota(Pick):
         count = (self.blocks.count(canvas) - first).clamp(min=1)
         total = (here & ~canvas.given).sum(1)
         decided = (here & (canvas.decided_at > 0)).sum(1)
-        number = torch.minimum(self.blocks.current(canvas) - first, count).clamp(
-            min=0
-        )  # holes may lie before the origin
+        current = self.blocks.current(canvas) - first
+        number = torch.minimum(current, count).clamp(min=0)  # holes may lie before the origin
         share, extra = self.steps // count, self.steps % count
         steps = (share + (number < extra)).clamp(min=1)
         before = share * number + torch.minimum(number, extra)

@@ -75,13 +75,12 @@ def layout_of(recipe: Recipe, layout: Layout) -> Layout:
     UserError for blocks that the model cannot attend in: of a size that is no multiple or part of that trained, or
     counted from elsewhere.
     """
-    units = (
-        {r.blocks for r in recipe.query.walk() if isinstance(r, After | Settled)} if layout.kind == "block" else set()
-    )
+    if layout.kind != "block":
+        return layout
+    units = {r.blocks for r in recipe.query.walk() if isinstance(r, After | Settled)}
     if len(units) > 1:
-        raise UserError(
-            f"recipe {_name(recipe)} opens or caches by {' and by '.join(map(repr, units))}; use one of them"
-        )
+        told = " and by ".join(sorted(map(repr, units)))
+        raise UserError(f"recipe {_name(recipe)} opens or caches by {told}; use one of them")
     for blocks in units:
         if blocks.grid != layout.grid:
             raise UserError(

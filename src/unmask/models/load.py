@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.models.adapter import SETTINGS, Adapter, check_name, find_base, is_adapter, merge, pairs_of, read_adapter
 from unmask.models.config import ModelConfig
 from unmask.models.experts import WIDE
-from unmask.models.families import Place, config_of, ignored, places_of
+from unmask.models.families import OWN, Place, config_of, ignored, places_of
 from unmask.models.files import FLOATS, SINGLE, headers, read_json, tensors, weight_files, write_atomically
 from unmask.models.hub import locate
 from unmask.models.joint import digest
@@ -110,7 +110,8 @@ def plan(directory: Path, block: int, family: str) -> Plan:
     files = weight_files(directory)
     with torch.device("meta"):
         model = Transformer(config)
-    places = places_of(config, {name: p.shape for name, p in model.named_parameters()})
+    names = replace(config, family="unmask") if OWN in (raw.get("architectures") or []) else config
+    places = places_of(names, {name: p.shape for name, p in model.named_parameters()})
     compare(config, places, files)
     return Plan(directory, config, tokenizer, model, files, places)
 

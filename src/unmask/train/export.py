@@ -104,11 +104,12 @@ def export_blocks(trainer: BlocksRun, source: Model, out: Path) -> dict[str, Any
     for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja"):
         if (source.directory / file).is_file():
             shutil.copyfile(source.directory / file, folder / file)
+    scratch = isinstance(c, BlockConfig) and c.scratch
     card = {
         "kind": "D2F student" if isinstance(c, D2FConfig) else "block diffusion",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "base": "none" if isinstance(c, BlockConfig) and c.scratch else source.name,
-        "trained": _run(trainer),
+        "base": "none" if scratch else source.name,
+        "trained": {**_run(trainer), "tokens_inherited": 0 if scratch else _seen(source.directory)},
         "data": c.data,
         "licence": "Apache-2.0",
         "curve": [
@@ -118,6 +119,13 @@ def export_blocks(trainer: BlocksRun, source: Model, out: Path) -> dict[str, Any
     }
     write_card(folder, card)
     return card
+
+
+def _seen(directory: Path) -> int:
+    """Tokens that the model of this folder has seen, by its card; 0 without one."""
+    path = directory / "card.json"
+    made = json.loads(path.read_text(encoding="utf-8")).get("trained", {}) if path.is_file() else {}
+    return made.get("tokens", 0) + made.get("tokens_inherited", 0)
 
 
 def _run(trainer: Run) -> dict[str, Any]:
