@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import torch
-from torch import Tensor
 
 from unmask import zoo
 from unmask.decode import Canvas, Denoiser, Ledger, Recipe, Report, Step, decode, useful
@@ -19,12 +18,14 @@ from unmask.denoise import dress
 from unmask.denoise.probe import spelled
 from unmask.denoise.rows import Number, Whole, Word
 from unmask.errors import UserError, suggest
+from unmask.models.fast import KEPT, accelerate, check
 from unmask.models.joint import JointSampler, load_sampler
 from unmask.models.load import find_device, load_checkpoint
 from unmask.models.tokenizer import Tokenizer
 from unmask.models.transformer import Transformer
 from unmask.models.vocabulary import same_vocabulary
 from unmask.settings import NAMES, RecipeLike, Settings, choose, resolve
+from unmask.streaming import Streamer, Streaming
 from unmask.template import Form, Template, check_without, mark, regions, shown
 
 _sampler = lru_cache(maxsize=4)(load_sampler)
@@ -36,16 +37,6 @@ ASKS = {"guide": "'guided', 'blend' or guided(1) in a stack", "sampler": "'adjus
 
 Message = Mapping[str, Any]
 OnStep = Callable[[Canvas, Step], object]
-
-
-class Streamer(Protocol):
-    """What transformers' streamers understand: settled ids, the draft of what follows them, and the end."""
-
-    def put(self, value: Tensor) -> object:
-        """Take ids [N] that will not change: first the prompt, then the response from left to right."""
-
-    def end(self) -> object:
-        """The response is complete."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,38 +290,6 @@ class Model:
         return Output(self.tokenizer.decode(ids), ids, report, canvas, job.recipe, told)
 
 
-class Streaming:
-    """Feeds a streamer from the loop: the settled beginning by `put`, what follows as a draft by `put_draft`.
-
-    In the end also what stands behind holes is put, such as the answer of a probe. Of a template, its words are put and
-    no slot's EOS or what is behind it.
-    """
-
-    def __init__(self, streamer: Streamer, canvas: Canvas, *, template: bool = False) -> None:
-        self.streamer, self.sent, self.template = streamer, int(canvas.origin[0]), template
-        self.draft = getattr(streamer, "put_draft", None)
-        streamer.put(canvas.tokens[0, : self.sent].cpu())
-
-    def __call__(self, canvas: Canvas, event: Step) -> None:
-        """Put what became settled in this step: the text up to its first hole, or all of it when the row is done."""
-        own = canvas.valid[0] & ~canvas.given[0]
-        stop = min(int(canvas.first(canvas.ended)[0]), int(own.nonzero()[-1])) + 1
-        keep, end = (shown(canvas)[0], int(canvas.valid[0].sum())) if self.template else (~canvas.masked[0], stop)
-        settled = end if bool(canvas.done[0]) else min(int(canvas.first(canvas.masked)[0]), end)
-        settled = max(self.sent, settled)
-        ids = canvas.tokens[0, self.sent : settled][keep[self.sent : settled]]
-        if len(ids):
-            self.streamer.put(ids.cpu())
-        self.sent = settled
-        if self.draft is not None and settled < end:
-            self.draft(_guess(canvas, event)[settled:end].cpu())
-
-
-def _guess(canvas: Canvas, event: Step) -> Tensor:
-    """[L] of the first row: decided tokens, and the drafted ones of undecided cells."""
-    return torch.where(canvas.masked & event.draft.fresh, event.draft.token, canvas.tokens)[0]
-
-
 def load(
     source: str | Path | None = None,
     *,
@@ -339,13 +298,15 @@ def load(
     base: str | Path | None = None,
     block: int | None = None,
     family: str = "",
+    compile: str = "auto",
 ) -> Model:
     """The embedded dLLM (None or "dllm"), its student "d2f", its twin "twin", a checkpoint directory, or a hub id.
 
-    `dtype` "auto": float32 on a CPU, as stored elsewhere. A LoRA adapter is merged into `base`, or into the model it
-    names. `block`: size of the blocks a block-causal model attends in, a multiple or a part of that trained. `family`:
-    "diffullama" for a Llama that fills masks, which its files do not tell from one that does not. UserError for an
-    unknown model, unreadable files, or another base than that of the adapter.
+    `dtype` "auto": float32 on a CPU, as stored elsewhere; "int8": bfloat16 with matrices of 8 bits, on a CPU.
+    `compile`: "auto" or "off", whether to take the processor's fast path (`models.fast.accelerate`). A LoRA adapter is
+    merged into `base`, or into the model it names. `block`: size of the blocks a block-causal model attends in, a
+    multiple or a part of that trained. `family`: "diffullama" for a Llama that fills masks, which its files do not tell
+    from one that does not. UserError for an unknown model, unreadable files, or another base than that of the adapter.
     """
     name = str(source or zoo.NAMES[0])
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
@@ -354,10 +315,13 @@ def load(
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     given: dict[str, Any] = {"base": base, "block": block, "family": family}
-    place = zoo.path(name) if name in zoo.NAMES else name
+    place, weights = zoo.path(name) if name in zoo.NAMES else name, "int8" if dtype == "int8" else ""
+    dtype = "bfloat16" if weights else dtype
+    check(compile, weights, device)
     loaded = load_checkpoint(place, dtype=dtype, device=device, **given, shipped=Path(zoo.__file__).parent)
     if loaded.tokenizer is None:
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
+    accelerate(loaded.model, compile=compile, weights=weights, keep=loaded.model.size <= KEPT)
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
 
 

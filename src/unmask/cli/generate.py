@@ -84,8 +84,9 @@ def generate(
     visual: Annotated[bool, typer.Option("--visual", help="Show the canvas unmasking.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print text, tokens, recipe and ledger as JSON.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this file, when all is done.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto (float32 on a CPU), float32, bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (float32 on a CPU), float32, bfloat16, int8 (on a CPU).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    compile: Annotated[str, typer.Option(help="auto: compiled kernels if there are any; off: plain torch.")] = "auto",
 ) -> None:
     """Write a response, unmasking it by a recipe."""
     if (prompt is None) == (batch is None):
@@ -99,7 +100,7 @@ def generate(
     settings, _ = settings_of(locals())
     from unmask.generate import load
 
-    loaded = load(model, dtype=dtype, device=device, base=base, family=family)
+    loaded = load(model, dtype=dtype, device=device, base=base, family=family, compile=compile)
     if batch is None:
         good = [batches.Line(1, text or "")]
     else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OWN = ("prompt", "batch", "keep_going", "visual", "json", "output")
 """Parameters of `unmask generate` that are not about how one batch is decoded."""
-LOADED = ("dtype", "device", "base", "family")
+LOADED = ("dtype", "device", "base", "family", "compile")
 """Those that say how the model is loaded."""
 SHOWN = 8
 """Cells with another token that `unmask trace diff` prints for each row."""

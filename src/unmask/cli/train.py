@@ -98,7 +98,7 @@ def joint(
     from unmask.train.export import export_sampler
     from unmask.train.joint import JointConfig, JointTrainer
 
-    loaded = load(model, dtype="bfloat16")
+    loaded = load(model, dtype="bfloat16", compile="off")
     if loaded.network.config.autoregressive:
         raise UserError(f"a joint sampler draws for a masked model, and {model} is autoregressive")
     torch.set_num_threads(1)

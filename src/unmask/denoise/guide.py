@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.decode import Canvas, Cost, Denoiser, Draft
-from unmask.denoise.plain import pack
+from unmask.denoise.packing import pack
 from unmask.errors import UserError
 from unmask.models.kv import KVPool
+from unmask.models.sight import Sight
 from unmask.models.transformer import Transformer
 
 
@@ -88,12 +89,11 @@ class Guided:
 
     def _forward(self, canvas: Canvas, text: Tensor, computed: Tensor, judged: Tensor) -> Tensor:
         """One forward over the computed cells, of which every row has some."""
-        index, real = pack(computed)
-        place = index if real is None else index.masked_fill(~real, self.pool.length)
-        visible = canvas.position <= index[:, None, :, None]
-        need = judged.roll(-1, 1).gather(1, index).flatten().nonzero()[:, 0]  # the first column is never judged
-        kv = self.pool.at(canvas.slot, place, text.shape[1])
-        return self.guide(text.gather(1, index), index, kv=kv, visible=visible, need=need)
+        p = pack(computed)
+        sight = Sight(p.index.int(), canvas.position[None].int().expand(len(text), -1))
+        need = p.of(judged.roll(-1, 1)).flatten().nonzero()[:, 0]  # the first column is never judged
+        kv = self.pool.at(canvas.slot, p.index, text.shape[1], ragged=p.ragged)
+        return self.guide(p.of(text), p.index, kv=kv, visible=sight, need=need, ragged=p.ragged)
 
     def _aligned(self, canvas: Canvas, logits: Tensor, model: Tensor) -> Tensor:
         """The guide's logits in the columns of the model's [M, V]; what the model never generates holds -inf."""

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from unmask.decode import Canvas, Draft
+from unmask.denoise.packing import Packing, pack, reach
 from unmask.models.config import Layout
 from unmask.models.kv import KVPool
+from unmask.models.sight import NOBODY, Sight
 from unmask.models.transformer import Transformer
 
 
@@ -80,50 +82,38 @@ class Plain:
 
     def _forward(self, canvas: Canvas, compute: Tensor, fresh: Tensor) -> Tensor:
         """Logits [N, V] of the fresh cells in row-major order."""
-        index, real = pack(compute)
-        tokens = canvas.tokens.gather(1, index).clamp(min=0)  # the packing of a causal row may name undecided cells
-        kv = None
-        if self.pool is not None:
-            length = compute.shape[1]
-            kv = self.pool.at(
-                canvas.slot, index if real is None else index.masked_fill(~real, self.pool.length), length
-            )
+        p = pack(compute)
         source = fresh.roll(-1, 1) if self.config.shift else fresh  # column 0 is never fresh there
-        need = source.gather(1, index).flatten().nonzero()[:, 0]
-        visible = self._visible(canvas, compute, index, real)
-        return self.model(tokens, index, kv=kv, visible=visible, need=need, tap=self._tap(canvas, index, real))
+        known, kv = compute, None
+        if self.pool is not None:
+            known = compute | (canvas.cached_at >= 0) & canvas.valid
+            length = reach(known)
+            known, kv = known[:, :length], self.pool.at(canvas.slot, p.index, length, ragged=p.ragged)
+        tokens = p.of(canvas.tokens).clamp(min=0)  # the packing of a causal row may name undecided cells
+        more = {"visible": self._sight(canvas, known, p), "need": p.of(source).flatten().nonzero()[:, 0]}
+        return self.model(tokens, p.index, kv=kv, tap=self._tap(canvas, p), ragged=p.ragged, **more)
 
-    def _tap(self, canvas: Canvas, index: Tensor, real: Tensor | None) -> Callable[[Tensor], None] | None:
+    def _tap(self, canvas: Canvas, p: Packing) -> Callable[[Tensor], None] | None:
         if self.kept is None:
             return None
 
         def store(states: Tensor) -> None:
             assert self.kept is not None
-            row = canvas.slot[:, None].expand_as(index)
-            keep = torch.ones_like(index, dtype=torch.bool) if real is None else real
-            self.kept[row[keep], index[keep]] = states[keep]
+            slot = canvas.slot[:, None] if p.ragged is None else canvas.slot[p.ragged.row][None]
+            self.kept[slot, p.index] = states.to(self.kept.dtype)
 
         return store
 
-    def _visible(self, canvas: Canvas, compute: Tensor, index: Tensor, real: Tensor | None) -> Tensor | None:
-        """[B, 1, Q, K] bool, or None where every query sees every key."""
-        if self.pool is None:
-            keys, position = real, index
-        else:
-            known = compute | (canvas.cached_at >= 0) & canvas.valid
-            keys, position = (None if bool(known.all()) else known), canvas.position.expand_as(compute)
-        allowed = self.layout.visible(index, position, canvas.origin)
-        if keys is None:
-            return None if allowed is None else allowed[:, None]
-        seen = keys[:, None, None, :]
-        return seen.expand(-1, 1, index.shape[1], -1) if allowed is None else seen & allowed[:, None]
-
-
-def pack(cells: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Columns of the set cells [B, Q], padded to the widest row, and which of them are real (None: all)."""
-    if len(cells) == 1:
-        return cells.nonzero()[:, 1][None], None
-    count = cells.sum(1)
-    width = int(count.max())
-    index = cells.long().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return index, None if bool((count == width).all()) else cells.gather(1, index)
+    def _sight(self, canvas: Canvas, known: Tensor, p: Packing) -> Sight | None:
+        """Who sees whom, or None where every query sees every key."""
+        if self.layout.kind == "full" and (p.ragged is None if self.pool is None else bool(known.all())):
+            return None
+        group = canvas.derive(
+            (self.layout, "groups"),
+            lambda: self.layout.groups(canvas.position, canvas.origin).int(),
+            fixed=True,
+        )
+        query = p.of(group)
+        if self.pool is not None:
+            return Sight(query, group[:, : known.shape[1]].masked_fill(~known, NOBODY))
+        return Sight(query, query if p.ragged is None else p.ragged.pad(query, NOBODY))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unmask.errors import UserError
 from unmask.models.config import ModelConfig
 from unmask.models.files import SINGLE, read_json, tensors, write_atomically
-from unmask.models.transformer import Block, Linear, RMSNorm, Transformer
+from unmask.models.transformer import Block, Linear, Pass, RMSNorm, Transformer
 
 
 class JointSampler(nn.Module):
@@ -37,7 +37,7 @@ class JointSampler(nn.Module):
     ) -> Tensor:
         """embedded, hidden [B, L, D] of the same cells, visible [B, 1, L, L] bool (None = all) -> hidden [B, L, D]."""
         z = self.mix(torch.cat([self.embed_norm(embedded), self.hidden_norm(hidden)], -1))
-        return hidden + self.out_norm(self.layer(z, rope, None, visible))
+        return hidden + self.out_norm(self.layer(z, Pass(rope, visible=visible)))
 
     def initialise(self, seed: int, *, gain: float = 0.0) -> JointSampler:
         """Draw the matrices from `seed`; at an output gain of 0 it is the marginal sampler."""

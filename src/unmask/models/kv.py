@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unmask.models.config import ModelConfig
+from unmask.models.sight import Ragged
 
 
 class KVPool:
@@ -23,19 +24,22 @@ class KVPool:
         self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.length = length
 
-    def at(self, slots: Tensor, index: Tensor, length: int) -> KVView:
-        """Address the rows `slots` [B]: write at positions `index` [B, Q] (`self.length` = bin), read [0, length)."""
-        rows = slots.tolist()
-        whole = rows == list(range(rows[0], rows[0] + len(rows)))
-        span = slice(rows[0], rows[0] + len(rows)) if whole else None
-        window = None
-        if len(rows) == 1 and span is not None:
-            first, last = int(index[0, 0]), int(index[0, -1])
-            window = slice(first, last + 1) if last - first + 1 == index.shape[1] else None
-        return KVView(self.data, slots, index, length, span, window)
+    def at(self, slots: Tensor, index: Tensor, length: int, *, ragged: Ragged | None = None) -> KVView:
+        """Address the rows `slots` [B]: write at positions `index` [B, Q], or [1, N] of ragged rows (`self.length` =
+        bin), and read [0, length)."""
+        span = window = None
+        if len(slots) == 1:
+            first = int(slots)
+            span = slice(first, first + 1)
+            start, last = int(index[0, 0]), int(index[0, -1])
+            window = slice(start, last + 1) if last - start + 1 == index.shape[1] else None
+        else:
+            rows = slots.tolist()
+            span = slice(rows[0], rows[0] + len(rows)) if rows == list(range(rows[0], rows[0] + len(rows))) else None
+        return KVView(self.data, slots, index, length, span, window, ragged)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KVView:
     """One forward's window on the pool."""
 
@@ -43,10 +47,11 @@ class KVView:
     slots: Tensor
     index: Tensor
     length: int
-    span: slice | None
+    span: slice | None = None
     """The slots as a slice, where they are contiguous."""
-    window: slice | None
+    window: slice | None = None
     """The written positions as a slice, where the batch is one row and they are contiguous."""
+    ragged: Ragged | None = None
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v [B, kv_heads, Q, head_dim] and return what can be read, [B, kv_heads, length, head_dim] each."""
@@ -55,7 +60,7 @@ class KVView:
             pool[0, self.span, :, self.window] = k
             pool[1, self.span, :, self.window] = v
         else:
-            rows = self.slots[:, None]
+            rows = self.slots[:, None] if self.ragged is None else self.slots[self.ragged.row][None]
             pool[0].transpose(1, 2)[rows, self.index] = k.transpose(1, 2)
             pool[1].transpose(1, 2)[rows, self.index] = v.transpose(1, 2)
         rows = self.span if self.span is not None else self.slots

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,10 @@ from unmask.models.config import ModelConfig
 from unmask.models.experts import Mixture
 from unmask.models.kv import KVView
 from unmask.models.layers import MLP, Embedding, Linear, RMSNorm
+from unmask.models.sight import Ragged, Sight
+
+if TYPE_CHECKING:
+    from unmask.models.fast import Native
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -54,6 +60,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     return weight.softmax(-1).to(v.dtype) @ v
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What all blocks share in one forward."""
+
+    rope: tuple[Tensor, Tensor]
+    """cos and sin of the positions."""
+    kv: KVView | None = None
+    visible: Tensor | None = None
+    """[B, 1, Q, K] bool: the keys each query sees; None is all."""
+    ragged: Ragged | None = None
+
+
 class Attention(nn.Module):
     """Grouped-query attention with one fused projection for q, k and v."""
 
@@ -67,16 +85,21 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.rotate = rotate_part if 0 < c.rotary < c.head_dim else rotate
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
-        """x [B, Q, D] at the positions of `rope`, seeing what is `visible`, through `kv` where there is one."""
+    def forward(self, x: Tensor, at: Pass) -> Tensor:
+        """x [B, Q, D], or [1, N, D] of ragged rows."""
         c, (batch, width, _) = self.config, x.shape
         qkv = self.qkv(x).view(batch, width, c.heads + 2 * c.kv_heads, c.head_dim)
         q, k, v = (t.transpose(1, 2) for t in qkv.split([c.heads, c.kv_heads, c.kv_heads], dim=2))
-        q, k = self.rotate(self.q_norm(q), *rope), self.rotate(self.k_norm(k), *rope)
-        if kv is not None:
-            k, v = kv.update(self.layer, k, v)
-        y = attend(q, k, v, visible)
-        return self.out(y.transpose(1, 2).reshape(batch, width, c.heads * c.head_dim))
+        q, k = self.rotate(self.q_norm(q), *at.rope), self.rotate(self.k_norm(k), *at.rope)
+        if at.kv is not None:
+            k, v = at.kv.update(self.layer, k, v)
+        elif at.ragged is not None:
+            k, v = (at.ragged.pad(t.transpose(1, 2)).transpose(1, 2) for t in (k, v))
+        if at.ragged is not None:
+            q = at.ragged.pad(q.transpose(1, 2)).transpose(1, 2)
+        y = attend(q, k, v, at.visible).transpose(1, 2)
+        y = y if at.ragged is None else at.ragged.flat(y)
+        return self.out(y.reshape(batch, width, c.heads * c.head_dim))
 
 
 class Block(nn.Module):
@@ -90,9 +113,9 @@ class Block(nn.Module):
         sparse = config.experts is not None and layer >= config.experts.dense
         self.mlp = Mixture(config) if sparse else MLP(config.d_model, config.ff)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVView | None, visible: Tensor | None) -> Tensor:
-        """x [B, Q, D] at the positions of `rope`, seeing what is `visible`, through `kv` where there is one."""
-        x = x + self.attn(self.attn_norm(x), rope, kv, visible)
+    def forward(self, x: Tensor, at: Pass) -> Tensor:
+        """x [B, Q, D], or [1, N, D] of ragged rows."""
+        x = x + self.attn(self.attn_norm(x), at)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -101,6 +124,10 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    native: Native | None = None
+    """The same blocks in the kernels of this processor, where `accelerate` made them."""
+    released = False
+    """Are the weights there in the kernels' form alone?"""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -124,28 +151,45 @@ class Transformer(nn.Module):
         index: Tensor | None = None,
         *,
         kv: KVView | None = None,
-        visible: Tensor | None = None,
+        visible: Tensor | Sight | None = None,
         need: Tensor | None = None,
         dtype: torch.dtype | None = None,
         tap: Callable[[Tensor], object] | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
         """Logits of `tokens` [B, Q] at absolute positions `index` [B, Q] (default 0, 1, ...).
 
-        `visible` [B, 1, Q, K] bool: the keys each query sees, K being Q, or the readable length of `kv`; None = all.
-        `need` [N]: flat indices into B * Q; the head runs on these rows only and [N, V] is returned, else [B, Q, V].
-        `dtype`: activation dtype, default that of the weights. `tap` is shown the hidden states [B, Q, D] that the
-        head reads.
+        `visible` [B, 1, Q, K] bool: the keys each query sees, K being Q, or the readable length of `kv`; None = all;
+        or the same as group numbers. `need` [N]: flat indices into B * Q; the head runs on these rows only and [N, V]
+        is returned, else [B, Q, V]. `dtype`: activation dtype, default that of the weights. `tap` is shown the hidden
+        states [B, Q, D] that the head reads. `ragged`: tokens, index and states are [1, N], row behind row.
         """
         x = self.embed(tokens).to(dtype or self.dtype)
-        rope = self.rope(tokens.shape[1], index, x.dtype)
-        for block in self.blocks:
-            x = block(x, rope, kv, visible)
+        if (kernels := self.kernels) is not None and not isinstance(visible, Tensor):
+            x = kernels(x, index, kv, visible, ragged)
+        else:
+            x = self._through(x, index, kv, visible, ragged)
         if tap is not None:
-            tap(x := self.norm(x))
+            tap(x := self.normed(x))
             return self.head_of(x if need is None else x.flatten(0, 1)[need])
         if need is not None:
             x = x.flatten(0, 1)[need]
         return self.logits(x)
+
+    def _through(
+        self, x: Tensor, index: Tensor | None, kv: KVView | None, visible: Tensor | Sight | None, ragged: Ragged | None
+    ) -> Tensor:
+        """x through all blocks, in torch."""
+        if self.released:
+            told = "load it with compile='off'"
+            raise RuntimeError(
+                f"this model's weights were packed for decoding, and are not there for gradients; {told}"
+            )
+        mask = visible.dense(ragged) if isinstance(visible, Sight) else visible
+        at = Pass(self.rope(x.shape[1], index, x.dtype), kv, mask, ragged)
+        for block in self.blocks:
+            x = block(x, at)
+        return x
 
     def rope(self, width: int, index: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin, [B or 1, 1, Q, D / 2]."""
@@ -155,12 +199,34 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: hidden [..., D] before the norm -> [..., V]."""
-        return self.head_of(self.norm(hidden))
+        return self.head_of(self.normed(hidden))
+
+    @property
+    def kernels(self) -> Native | None:
+        """The compiled kernels, where there are some and no gradient is asked for."""
+        return None if torch.is_grad_enabled() else self.native
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm."""
+        kernels = self.kernels
+        return self.norm(hidden) if kernels is None else kernels.norm(hidden)
 
     def head_of(self, normed: Tensor) -> Tensor:
-        """The head alone: hidden states [..., D] after the norm -> [..., V]."""
+        """The head alone: hidden states [..., D] after the norm -> [..., V]; in fp32 from the kernels."""
+        if (kernels := self.kernels) is not None:
+            return kernels.head(normed)
         weight = self.embed.weight if self.head is None else self.head.weight
         return F.linear(normed, weight.to(normed.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
+        """Move or cast, as every module; what was made for the weights as they were is left behind."""
+        self.native = None
+        return super()._apply(fn, recurse)
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return sum(p.numel() for p in self.parameters())
 
     def initialise(self, seed: int, *, gain: float = 0.6) -> Transformer:
         """Draw all weights from `seed`: matrices N(0, gain^2 / fan_in), residual outputs by 1 / sqrt(2 layers)."""

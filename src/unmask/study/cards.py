@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from unmask import zoo
 from unmask.decode import Recipe
 from unmask.errors import UserError, suggest
+from unmask.models.fast import accelerate
 from unmask.models.joint import load_sampler
 from unmask.models.load import Loaded, load_checkpoint
 from unmask.models.transformer import Transformer
@@ -64,6 +65,7 @@ def load(name: str, dtype: str) -> tuple[Loaded, Tokenizer]:
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
         raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a folder that `unmask export` made")
     loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype)
+    accelerate(loaded.model)
     file = loaded.directory / "tokenizer.json"
     if not file.is_file() or loaded.model.config.family != "unmask":
         raise UserError(f"{name} does not speak the embedded tasks; evaluate a model made by `unmask train`")

@@ -97,7 +97,7 @@ class Sharded(Alone):
         held: list[Model] = []
 
         def read() -> tuple[Any, ...]:
-            held.append(found := load(name))
+            held.append(found := load(name, compile="off"))
             return found.network.config, found.name, found.directory
 
         config, name, directory = self.agree(read)
