@@ -18,7 +18,7 @@ from unmask.denoise import dress
 from unmask.denoise.probe import spelled
 from unmask.denoise.rows import Number, Whole, Word
 from unmask.errors import UserError, suggest
-from unmask.models.fast import KEPT, accelerate, check
+from unmask.models.fast import KEPT, accelerate, check, split
 from unmask.models.joint import JointSampler, load_sampler
 from unmask.models.load import find_device, load_checkpoint
 from unmask.models.tokenizer import Tokenizer
@@ -315,8 +315,7 @@ def load(
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     given: dict[str, Any] = {"base": base, "block": block, "family": family}
-    place, weights = zoo.path(name) if name in zoo.NAMES else name, "int8" if dtype == "int8" else ""
-    dtype = "bfloat16" if weights else dtype
+    place, (dtype, weights) = zoo.path(name) if name in zoo.NAMES else name, split(dtype)
     check(compile, weights, device)
     loaded = load_checkpoint(place, dtype=dtype, device=device, **given, shipped=Path(zoo.__file__).parent)
     if loaded.tokenizer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ app.add_typer(trace.app, name="trace")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; a user's mistake is one line on stderr and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = app(given or ["--help"], prog_name="unmask", standalone_mode=False) or 0
         if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code and say nothing

@@ -54,6 +54,7 @@ def examine() -> dict[str, Any]:
         **_torch(packages["torch"] is not None),
         "cores": os.cpu_count(),
         "compiler": compiler,
+        **_kernels(packages["torch"] is not None),
         "models": models,
         "missing": missing,
         "broken": broken,
@@ -90,6 +91,20 @@ def _torch(installed: bool) -> dict[str, Any]:
     return {"device": gpu or "cpu", "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
+def _kernels(installed: bool) -> dict[str, Any]:
+    """Does this processor decode with compiled kernels (compiled now, if they never were), and what it is fast at."""
+    if not installed:
+        return {"kernels": "none: torch is not installed", "fast": []}
+    from unmask.models import native
+
+    fast = native.units()
+    try:
+        native.library("float32", half=False)
+    except native.Unavailable as error:
+        return {"kernels": f"none: {error}", "fast": fast}
+    return {"kernels": f"compiled, in {native.folder()}", "fast": fast}
+
+
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
 
@@ -98,6 +113,7 @@ def _print(found: dict[str, Any]) -> None:
     console.print(f"device {found['device']} ({found['cpu']}), {found['threads']} threads of {found['cores']} cores")
     console.print("packages " + ", ".join(f"{k} {v}" for k, v in found["packages"].items() if v))
     console.print(f"compiler {found['compiler'] or 'none'}")
+    console.print(f"kernels {found['kernels']}; processor: {', '.join(found['fast']) or 'no bf16 or int8 units'}")
     sizes = (f"{name} {size / 1e6:.1f} MB" if size else f"{name} missing" for name, size in found["models"].items())
     console.print("embedded models " + ", ".join(sizes))
     for line in found["missing"]:

@@ -19,6 +19,8 @@ MODES = ("auto", "off")
 KEPT = 100_000_000
 """Weights of the largest model that keeps its matrices beside the packed ones when it is loaded."""
 OPS = torch.ops.mkldnn
+NEEDED: dict[str, set[str]] = {"float32": set(), "bfloat16": {"amx", "avx512_bf16"}, "int8": {"vnni"}}
+"""For each kind of weights, what of a processor makes it fast; one of them is enough."""
 
 
 class Native:
@@ -111,17 +113,26 @@ class Native:
         return token, p
 
 
-class PackedLinear(torch.nn.Module):
+class PackedLinear(Linear):
     """A linear map whose weight oneDNN has laid out for this processor (AMX, where it has that)."""
 
-    def __init__(self, linear: Linear) -> None:
-        super().__init__()
+    def __init__(self, linear: Linear, *, keep: bool) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         self.packed = OPS._reorder_linear_weight(linear.weight.detach(), 32)
-        self.bias = linear.bias
+        self.weight, self.bias = linear.weight, linear.bias
+        if not keep:
+            self.weight = _gone(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return OPS._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if torch.is_grad_enabled() or input.dtype != self.packed.dtype:
+            return super().forward(input)
+        return OPS._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+
+
+def split(dtype: str) -> tuple[str, str]:
+    """(dtype of a model, how its matrices are rounded) for the dtype a user names: "int8" is bfloat16 with int8."""
+    return ("bfloat16", "int8") if dtype == "int8" else (dtype, "")
 
 
 def check(compile: str, weights: str, device: torch.device) -> None:
@@ -152,15 +163,18 @@ def accelerate(model: Transformer, *, compile: str = "auto", weights: str = "", 
     try:
         if reason := unfit(model):
             raise Unavailable(reason, told=False)
-        if weights or model.dtype == torch.float32 or not torch.cpu._is_amx_tile_supported():
-            model.native, model.released = Native(model, weights or _name(model.dtype), keep=keep), not keep
+        kind = weights or _name(model.dtype)
+        if not (units := NEEDED[kind] & set(native.units())) and NEEDED[kind]:
+            warnings.warn(f"this processor has no {kind} units, so float32 may be as fast", stacklevel=2)
+        if kind != "bfloat16" or "amx" not in units:
+            model.native, model.released = Native(model, kind, keep=keep), not keep
             return model
     except Unavailable as error:
         if weights:
             raise UserError(f"int8 weights need the compiled kernels, and {error}; use float32 or bfloat16") from None
         if error.told:
             warnings.warn(f"decoding without compiled kernels, which is slower: {error}", stacklevel=2)
-    return prepacked(model)
+    return prepacked(model, keep=keep)
 
 
 def unfit(model: Transformer) -> str:
@@ -175,13 +189,14 @@ def unfit(model: Transformer) -> str:
     return ""
 
 
-def prepacked(model: Transformer) -> Transformer:
+def prepacked(model: Transformer, *, keep: bool = True) -> Transformer:
     """A bfloat16 model with prepacked products, if this build of torch has them; another as it is."""
     if model.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and OPS._is_mkldnn_bf16_supported():
-        for module in model.modules():
+        model.released = not keep
+        for module in list(model.modules()):
             for name, part in list(module.named_children()):
                 if isinstance(part, Linear):
-                    setattr(module, name, PackedLinear(part))
+                    setattr(module, name, PackedLinear(part, keep=keep))
     return model
 
 
@@ -201,8 +216,12 @@ def _matrices(block: torch.nn.Module) -> list[Linear]:
 def _packed(linear: Linear, kind: str, keep: bool) -> Weight:
     found = Weight(linear.weight, linear.bias, kind)
     if not keep:
-        linear.weight = torch.nn.Parameter(linear.weight.detach().to("meta"), requires_grad=False)
+        linear.weight = _gone(linear.weight)
     return found
+
+
+def _gone(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().to("meta"), requires_grad=False)
 
 
 def _name(dtype: torch.dtype) -> str:

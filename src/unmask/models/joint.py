@@ -52,6 +52,8 @@ class JointSampler(nn.Module):
 
 def digest(model: nn.Module) -> str:
     """Sixteen hex digits that name a model's weights, as bf16: the same whatever dtype they were loaded in."""
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError("this model's weights were packed for decoding; load it with compile='off'")
     found = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         found.update(name.encode())

@@ -87,6 +87,12 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmask"
 
 
+def units() -> list[str]:
+    """What this processor multiplies with: of "amx", "avx512_bf16" and "vnni" those it has."""
+    able = {"amx": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported", "vnni": "_is_vnni_supported"}
+    return [name for name, ask in able.items() if getattr(torch.cpu, ask, bool)()]
+
+
 def compiler() -> list[str]:
     """The command of the C compiler: CC, or the first of cc, gcc and clang. Unavailable where there is none."""
     named = shlex.split(os.environ.get("CC", ""))

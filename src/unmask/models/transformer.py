@@ -180,7 +180,7 @@ class Transformer(nn.Module):
         self, x: Tensor, index: Tensor | None, kv: KVView | None, visible: Tensor | Sight | None, ragged: Ragged | None
     ) -> Tensor:
         """x through all blocks, in torch."""
-        if self.released:
+        if self.released and torch.is_grad_enabled():
             told = "load it with compile='off'"
             raise RuntimeError(
                 f"this model's weights were packed for decoding, and are not there for gradients; {told}"

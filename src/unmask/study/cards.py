@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from unmask import zoo
 from unmask.decode import Recipe
 from unmask.errors import UserError, suggest
-from unmask.models.fast import accelerate
+from unmask.models.fast import accelerate, split
 from unmask.models.joint import load_sampler
 from unmask.models.load import Loaded, load_checkpoint
 from unmask.models.transformer import Transformer
@@ -64,8 +64,9 @@ def load(name: str, dtype: str) -> tuple[Loaded, Tokenizer]:
     """An embedded model by name, or any directory in the embedded format, and its raw tokenizer."""
     if name not in zoo.NAMES and "/" not in name and not Path(name).exists():
         raise UserError(f"{suggest(name, zoo.NAMES, 'model')}; or give a folder that `unmask export` made")
+    dtype, weights = split(dtype)
     loaded = load_checkpoint(zoo.path(name) if name in zoo.NAMES else name, dtype=dtype)
-    accelerate(loaded.model)
+    accelerate(loaded.model, weights=weights)
     file = loaded.directory / "tokenizer.json"
     if not file.is_file() or loaded.model.config.family != "unmask":
         raise UserError(f"{name} does not speak the embedded tasks; evaluate a model made by `unmask train`")

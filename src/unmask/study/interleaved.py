@@ -17,7 +17,7 @@ from unmask.study import machine
 from unmask.study.results import Results
 from unmask.study.tasks import Item
 
-DTYPES = ("float32", "bfloat16", "float64")
+DTYPES = ("float32", "bfloat16", "int8", "float64")
 Row = dict[str, Any]
 Run = TypeVar("Run")
 
