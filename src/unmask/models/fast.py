@@ -11,7 +11,7 @@ from unmask.errors import UserError
 from unmask.models import native
 from unmask.models.kv import KVView
 from unmask.models.layers import MLP, Linear
-from unmask.models.native import Unavailable, Weight, pointer
+from unmask.models.native import Arena, Unavailable, Weight, pointer
 from unmask.models.sight import Ragged, Sight
 from unmask.models.transformer import Block, Transformer
 
@@ -35,13 +35,16 @@ class Native:
         self.cell = model.dtype
         self.cos, self.sin = (t.detach().float().contiguous() for t in (model.cos, model.sin))
         self.norms = [_norms(block) for block in model.blocks]
-        self.weights = [[_packed(m, kind, keep) for m in _matrices(block)] for block in model.blocks]
+        head = model.embed.weight if model.head is None else model.head.weight
+        shapes = [m.weight.shape for block in model.blocks for m in _matrices(block)]
+        arena = Arena(sum(Arena.room(shape, kind) for shape in [*shapes, head.shape]))
+        self.weights = [[_packed(m, kind, arena, keep) for m in _matrices(block)] for block in model.blocks]
         made = (
             native.Layer(*map(pointer, norms), *(w.packed for w in weights))
             for norms, weights in zip(self.norms, self.weights, strict=True)
         )
         self.layers = (native.Layer * c.layers)(*made)
-        self.out = Weight(model.embed.weight if model.head is None else model.head.weight, None, kind)
+        self.out = Weight(head, None, kind, arena)
         self.last = model.norm.weight.detach().float()
         half = (c.rotary or c.head_dim) // 2
         sizes = (c.d_model, c.heads, c.kv_heads, c.head_dim, half, c.ff)
@@ -213,14 +216,14 @@ def _matrices(block: torch.nn.Module) -> list[Linear]:
     return [block.attn.qkv, block.attn.out, block.mlp.gate_up, block.mlp.down]
 
 
-def _packed(linear: Linear, kind: str, keep: bool) -> Weight:
-    found = Weight(linear.weight, linear.bias, kind)
+def _packed(linear: Linear, kind: str, arena: Arena, keep: bool) -> Weight:
+    found = Weight(linear.weight, linear.bias, kind, arena)
     if not keep:
         linear.weight = _gone(linear.weight)
     return found
 
 
-def _gone(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+def _gone(weight: Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(weight.detach().to("meta"), requires_grad=False)
 
 
