@@ -72,7 +72,7 @@ def levers(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
 ) -> None:
     """Measure what each lever is worth, alone and stacked: accuracy, forwards and speed on held-out problems."""
-    _drawable(plot)
+    drawable(plot)
     from unmask.study.levers import main
 
     code = main(cases=cases or None, items=items, seed=seed, dtype=dtype, quick=quick, json=json, plot=plot, out=out)
@@ -98,7 +98,7 @@ def decode(
 
     A model's attention says which of the three it is. Without --models: dllm, d2f and twin, those that are embedded.
     """
-    _drawable(plot)
+    drawable(plot)
     from unmask.study.decode_bench import main
 
     named = [name.strip() for name in models.split(",") if name.strip()] if models is not None else None
@@ -115,7 +115,7 @@ def _numbers(option: str, text: str) -> list[int]:
         raise UserError(f"{option} is whole numbers joined by commas, like 64,256, not {text!r:.80}") from None
 
 
-def _drawable(plot: Path | None) -> None:
+def drawable(plot: Path | None) -> None:
     """UserError, before anything is computed, for a picture that could not be drawn or written."""
     from unmask.cli import write
 

@@ -204,7 +204,7 @@ def main(
         rows = interleaved(todo.units, lambda run: measure(run, loaded), warm=todo.warm, seed=plan.seed)
         config = {**asdict(plan), "roles": {name: role(model) for name, model in loaded.items()}, "ways": WAYS}
         whole = {"total": todo.total, "summarise": lambda rows: summarise(todo, rows, plan), "show": not json}
-        kept = keep("decode", config, out, rows=rows, **whole)
+        kept = keep("decode", config, out, rows=lambda _: rows, **whole)
     if plot is not None:
         from unmask.study.decode_plot import draw
 

@@ -92,28 +92,44 @@ def keep(
     config: Row,
     out: Path | None,
     *,
-    rows: Iterator[Row],
+    rows: Callable[[list[Row]], Iterator[Row]],
     total: int,
     summarise: Callable[[list[Row]], Row],
     show: bool,
+    resume: bool = False,
 ) -> Kept:
     """Write `<out or results>/<name>-<UTC time>` from rows as they come, with a progress bar if they are shown.
 
-    `config` has the `seed`. UserError, before the first row is asked for, for a folder that cannot be written.
+    `config` has the `seed`. `rows` is shown the rows that are there already (of an earlier run alike that was
+    interrupted, if this one may `resume`) and gives the others. UserError, before the first row is asked for, for a
+    folder that cannot be written; and when the disk is full.
     """
     from rich.console import Console
     from rich.progress import track
 
-    root, found, console = out or Path("results"), [], Console(stderr=True)
+    root, console = out or Path("results"), Console(stderr=True)
     try:
-        results = Results.create(name, config, root, seeds=config["seed"])
+        results = Results.create(name, config, root, seeds=config["seed"], resume=resume)
     except OSError as error:
         raise UserError(f"cannot write into {root}: {error.strerror}") from None
     with results:
-        for row in track(rows, "measuring", total=total, console=console, transient=True, disable=not show):
-            results.row(row)
+        found = list(results.found)
+        if found and show:
+            console.print(f"{len(found)} rows of an interrupted run are here already")
+        todo, left = rows(list(found)), max(0, total - len(found))
+        for row in track(todo, "measuring", total=left, console=console, transient=True, disable=not show):
+            _written(results, row)
             found.append(row)
         summary = summarise(found)
         where = {**results.run["machine"], "load_after": machine.load()}
-        summary |= {"load_after": where["load_after"]}
+        summary |= {"load_after": where["load_after"], "resumed": len(results.found)}
         return Kept(summary, where, results.finish(summary))
+
+
+def _written(results: Results, row: Row) -> None:
+    """Keep a row; UserError where it cannot be kept, such as on a full disk."""
+    try:
+        results.row(row)
+    except OSError as error:
+        kept = f"; {results.count} rows are kept, run the same again to go on" if results.resumable else ""
+        raise UserError(f"cannot write into {results.folder.parent}: {error.strerror}{kept}") from None

@@ -148,7 +148,7 @@ def main(
             "levers",
             {**asdict(plan), "recipes": recipes},
             out,
-            rows=runs(todo, texts, pair, plan),
+            rows=lambda _: runs(todo, texts, pair, plan),
             total=len(todo) * len(texts),
             summarise=lambda rows: {**_summary(todo, rows, plan), "skipped": skipped},
             show=not json,

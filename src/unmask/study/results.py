@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -35,18 +36,31 @@ class Results:
     `root` is always complete.
     """
 
-    def __init__(self, folder: Path, draft: Path, run: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, draft: Path, run: dict[str, Any], *, resume: bool = False) -> None:
         self.folder = folder
         """Where the results stand once finished: `<root>/<name>-<UTC time>`."""
         self.run = run
-        self._draft = draft
-        self._rows: TextIO = (draft / "rows.jsonl").open("w", encoding="utf-8")
-        self.count = 0
-        """Rows written so far."""
+        self._draft, self.resumable = draft, resume
+        self.found: list[dict[str, Any]] = _whole(draft / "rows.jsonl") if resume else []
+        """Rows of an earlier run alike that was interrupted."""
+        file = draft / "rows.jsonl"
+        if self.found:  # without what was cut off behind them
+            whole = "".join(json.dumps(row, default=plain) + "\n" for row in self.found)
+            file.with_suffix(".new").write_text(whole, encoding="utf-8")
+            file.with_suffix(".new").replace(file)
+        self._rows: TextIO = file.open("a" if self.found else "w", encoding="utf-8")
+        self.count = len(self.found)
+        """Rows written so far, those found among them."""
 
     @staticmethod
-    def create(name: str, config: Any = None, root: str | Path = "results", *, seeds: Any = None) -> Results:
-        """Begin `<root>/<name>-<UTC time>`; `config` is a dict or a dataclass and is kept in run.json."""
+    def create(
+        name: str, config: Any = None, root: str | Path = "results", *, seeds: Any = None, resume: bool = False
+    ) -> Results:
+        """Begin `<root>/<name>-<UTC time>`; `config` is a dict or a dataclass and is kept in run.json.
+
+        `resume`: an exception leaves the rows that are written, and the next run alike (same name, configuration and
+        commit, below the same root) has them as `found` and goes on behind them.
+        """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(f"a result's name is made of letters, digits, '.', '_' and '-', not {name!r}")
         root, now = Path(root), datetime.now(UTC)
@@ -64,8 +78,13 @@ class Results:
             "seeds": seeds,
             "config": config,
         }
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".part", dir=root))
-        return Results(root / f"{name}-{now:%Y%m%dT%H%M%SZ}", draft, run)
+        if resume:
+            alike = json.dumps([name, config, run["git"], __version__], default=plain, sort_keys=True)
+            draft = root / f".{name}-{hashlib.sha256(alike.encode()).hexdigest()[:16]}.part"
+            draft.mkdir(exist_ok=True)
+        else:
+            draft = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".part", dir=root))
+        return Results(root / f"{name}-{now:%Y%m%dT%H%M%SZ}", draft, run, resume=resume)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Append one row to rows.jsonl."""
@@ -102,8 +121,20 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._draft.exists():
+        if self._draft.exists() and not (self.resumable and self.count):
             self.discard()
+        self._rows.close()
+
+
+def _whole(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file that were written whole; none if there is no file."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # the last one, cut off where the disk was full or the power went
+            break
+    return found
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
