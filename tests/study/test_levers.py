@@ -221,7 +221,7 @@ def test_folder_and_json(tmp_path, capsys, pair, monkeypatch):
     [
         (("--case", "guidde-1"), "did you mean 'guided-1'"),
         (("--items", "0"), "items must be at least 1"),
-        (("--dtype", "int8"), "dtype is float32"),
+        (("--dtype", "int4"), "dtype is float32"),
         (("--plot", "x.pdf"), "png or svg"),
         (("--plot", "/nowhere/at/all.png"), "cannot write"),
     ],

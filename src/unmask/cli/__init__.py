@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from unmask.cli import demo, doctor, gap, generate, recipes, study, trace, train, train_blocks, verify
+from unmask.cli import bench, demo, doctor, gap, generate, recipes, study, trace, train, train_blocks, verify
 from unmask.errors import UserError
 
 USAGE: Any = typer.BadParameter.__base__
@@ -37,7 +37,8 @@ for name, function in (
 ):
     app.command(name)(function)
 app.add_typer(train_blocks.app, name="train")
-study.app.command("gap")(gap.gap)
+for name, function in (("step", bench.step), ("ar", bench.ar), ("batch", bench.batch), ("gap", gap.gap)):
+    study.app.command(name)(function)
 app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")
 

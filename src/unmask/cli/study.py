@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from unmask.cli import bench as bench_suite
 from unmask.errors import UserError
 
 app = typer.Typer(
@@ -53,8 +54,7 @@ def bench(
 def _unused(context: typer.Context) -> None:
     """UserError for an option of the group in front of a command, which would say nothing there."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
+        if _typed(context, parameter.name):
             word, command = parameter.opts[0], context.invoked_subcommand
             raise UserError(f"{word} before {command} is for `unmask bench` alone; write it behind {command}")
 
@@ -81,30 +81,55 @@ def levers(
 
 @app.command()
 def decode(
+    context: typer.Context,
     *,
+    presets: bench_suite.Presets = bench_suite.PRESETS,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, int8; joined by commas; with --models one.")] = "",
+    compile: bench_suite.Compile = "auto",
+    threads: bench_suite.Threads = 1,
+    repeats: bench_suite.Repeats = bench_suite.REPEATS,
     models: Annotated[str | None, typer.Option(help="Names, folders or hub ids joined by commas.")] = None,
     lengths: Annotated[str, typer.Option(help="Cells of a canvas, joined by commas.")] = "64,256,512",
     items: Annotated[int, typer.Option(help="Held-out problems.")] = 500,
     slow_items: Annotated[int, typer.Option(help="Of these, for vanilla on 256 cells or more.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the problems, the order and the bootstrap.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
     block: Annotated[int, typer.Option(help="Cells of a block of a model that attends to all.")] = 8,
     quick: Annotated[bool, typer.Option("--quick", help="A few problems.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against speed, and costs: .png or .svg.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default results/.")] = None,
 ) -> None:
-    """Measure a masked model, its block-causal student and an autoregressive model: accuracy and speed by length.
+    """Measure a whole decode of random weights by preset; or what models are worth by length.
 
-    A model's attention says which of the three it is. Without --models: dllm, d2f and twin, those that are embedded.
+    The second with --models, --lengths, --items, --slow-items, --seed or --block: a masked model, its block-causal
+    student and an autoregressive one (by their attention; without --models those that ship), their accuracy and speed.
     """
+    own, other = (
+        [p.opts[0] for p in context.command.params if p.name in names and _typed(context, p.name)]
+        for names in (("presets", "compile", "threads", "repeats"), ("models", *COMPARED))
+    )
+    if own and other:
+        raise UserError(f"{own[0]} is about a preset, and {other[0]} about models; leave one of them out")
+    if not other:
+        said = {"presets": presets, "dtypes": dtype or bench_suite.DTYPES, "compile": compile, "threads": threads}
+        bench_suite.run("decode", {**said, "repeats": repeats, "quick": quick, "json": json, "plot": plot, "out": out})
     drawable(plot)
     from unmask.study.decode_bench import main
 
     named = [name.strip() for name in models.split(",") if name.strip()] if models is not None else None
-    said = {"items": items, "slow": slow_items, "seed": seed, "dtype": dtype, "block": block}
+    said = {"items": items, "slow": slow_items, "seed": seed, "dtype": dtype or "float32", "block": block}
     code = main(names=named, lengths=_numbers("--lengths", lengths), quick=quick, json=json, plot=plot, out=out, **said)
     raise typer.Exit(code or 0)
+
+
+COMPARED = ("lengths", "items", "slow_items", "seed", "block")
+"""Options of `unmask bench decode` that are about models."""
+
+
+def _typed(context: typer.Context, name: str | None) -> bool:
+    """Did the user give this option?"""
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _numbers(option: str, text: str) -> list[int]:

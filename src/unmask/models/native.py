@@ -178,8 +178,11 @@ class Arena:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        size = max(size, mmap.PAGESIZE)
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory = mmap.mmap(-1, size)
+        else:  # private, since shared memory has no large pages
+            self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):  # a kernel without them
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes, self._used = torch.frombuffer(self._memory, dtype=torch.uint8), 0
