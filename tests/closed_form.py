@@ -23,6 +23,8 @@ class ClosedForm(nn.Module):
     parity of the decided bits, or the word that was decided.
     """
 
+    graphs = kernels = None
+
     def __init__(self, kind: str, words: int, *, width: int = 64) -> None:
         super().__init__()
         self.kind, self.words = kind, words

@@ -232,6 +232,8 @@ def test_penalties_make_a_text_less_repetitive() -> None:
 class Loud(torch.nn.Module):
     """A model that wants nothing but the mask (60) and what lies beyond its vocabulary (59)."""
 
+    graphs = kernels = None
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.inner = model(kind)

@@ -56,6 +56,8 @@ def test_decoding_never_reads_the_mask_id(name: str) -> None:
 class Loud(torch.nn.Module):
     """A model that wants nothing but the mask and the padded vocabulary."""
 
+    graphs = kernels = None
+
     def __init__(self, kind: str, forbidden: list[int]) -> None:
         super().__init__()
         self.inner, self.forbidden = model(kind), torch.tensor(forbidden)

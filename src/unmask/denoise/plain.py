@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ class Plain:
             raise ValueError(f"{length} cells do not fit into the model's {c.max_positions} positions")
         self.model, self.slots, self.length = model, slots, length
         device = model.embed.weight.device
-        self.pool = KVPool(c, slots, length, dtype=model.dtype, device=device) if cached else None
+        lend = model.graphs.pool if model.graphs else partial(KVPool, c, dtype=model.dtype, device=device)
+        self.pool = lend(slots, length) if cached else None
         self.banned = [slice(c.token_count, None)] if c.token_count < c.vocab_size else []
         """Columns that are never generated: padding of the vocabulary and the mask."""
         self.kept: Tensor | None = None
@@ -91,7 +93,8 @@ class Plain:
             known, kv = known[:, :length], self.pool.at(canvas.slot, p.index, length, ragged=p.ragged)
         tokens = p.of(canvas.tokens).clamp(min=0)  # the packing of a causal row may name undecided cells
         more = {"visible": self._sight(canvas, known, p), "need": p.of(source).flatten().nonzero()[:, 0]}
-        return self.model(tokens, p.index, kv=kv, tap=self._tap(canvas, p), ragged=p.ragged, **more)
+        forward = self.model.graphs or self.model
+        return forward(tokens, p.index, kv=kv, tap=self._tap(canvas, p), ragged=p.ragged, **more)
 
     def _tap(self, canvas: Canvas, p: Packing) -> Callable[[Tensor], None] | None:
         if self.kept is None:

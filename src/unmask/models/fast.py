@@ -156,11 +156,15 @@ def accelerate(model: Transformer, *, compile: str = "auto", weights: str = "", 
     `compile`: "auto" takes the C kernels, compiled on first use and kept on disk, or oneDNN's prepacked products where
     those are faster (AMX) or there is no compiler; "off" leaves the model as it is. `weights` "int8" rounds matrices to
     8 bits (a scale an output, activations rounded by row): an approximation, on the kernels alone. `keep=False` gives
-    up each matrix when it is packed: half of the memory, and no way back. UserError for int8 without kernels. A warning
-    tells what keeps a model off its fast path.
+    up each matrix when it is packed: half of the memory, and no way back. On CUDA, "auto" captures graphs over a few
+    shapes (`models.graphs`). UserError for int8 without kernels; a warning for what keeps a model off its fast path.
     """
     device = model.embed.weight.device
     check(compile, weights, device)
+    if device.type == "cuda" and compile == "auto":
+        from unmask.models.graphs import Graphs
+
+        model.graphs = Graphs(model)
     if compile == "off" or device.type != "cpu":
         return model
     try:

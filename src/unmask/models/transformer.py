@@ -19,6 +19,7 @@ from unmask.models.sight import Ragged, Sight
 
 if TYPE_CHECKING:
     from unmask.models.fast import Native
+    from unmask.models.graphs import Graphs
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -44,11 +45,17 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angle.cos().float(), angle.sin().float()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax attention, q [B, H, Q, D], k and v [B, H_kv, K, D], visible [B, 1, Q, K] bool or None.
+Mask = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
+"""Which keys a query sees: [B, 1, Q, K] bool (or numbers to add), all (None), or what computes the attention itself."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Mask) -> Tensor:
+    """Softmax attention, q [B, H, Q, D], k and v [B, H_kv, K, D] -> [B, H, Q, D].
 
     With gradients the plain product is used: on CPU it trains 1.3-1.9 times as fast as the fused kernel.
     """
+    if callable(visible) and not isinstance(visible, Tensor):
+        return visible(q, k, v)
     groups = q.shape[1] // k.shape[1]
     if not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=groups > 1)
@@ -67,8 +74,7 @@ class Pass:
     rope: tuple[Tensor, Tensor]
     """cos and sin of the positions."""
     kv: KVView | None = None
-    visible: Tensor | None = None
-    """[B, 1, Q, K] bool: the keys each query sees; None is all."""
+    visible: Mask = None
     ragged: Ragged | None = None
 
 
@@ -126,6 +132,8 @@ class Transformer(nn.Module):
     sin: Tensor
     native: Native | None = None
     """The same blocks in the kernels of this processor, where `accelerate` made them."""
+    graphs: Graphs | None = None
+    """What stands before the forward on an accelerator, where `accelerate` put it: buckets of captured graphs."""
     released = False
     """Are the weights there in the kernels' form alone?"""
 
@@ -151,7 +159,7 @@ class Transformer(nn.Module):
         index: Tensor | None = None,
         *,
         kv: KVView | None = None,
-        visible: Tensor | Sight | None = None,
+        visible: Mask | Sight = None,
         need: Tensor | None = None,
         dtype: torch.dtype | None = None,
         tap: Callable[[Tensor], object] | None = None,
@@ -165,7 +173,7 @@ class Transformer(nn.Module):
         states [B, Q, D] that the head reads. `ragged`: tokens, index and states are [1, N], row behind row.
         """
         x = self.embed(tokens).to(dtype or self.dtype)
-        if (kernels := self.kernels) is not None and not isinstance(visible, Tensor):
+        if (kernels := self.kernels) is not None and (visible is None or isinstance(visible, Sight)):
             x = kernels(x, index, kv, visible, ragged)
         else:
             x = self._through(x, index, kv, visible, ragged)
@@ -177,7 +185,7 @@ class Transformer(nn.Module):
         return self.logits(x)
 
     def _through(
-        self, x: Tensor, index: Tensor | None, kv: KVView | None, visible: Tensor | Sight | None, ragged: Ragged | None
+        self, x: Tensor, index: Tensor | None, kv: KVView | None, visible: Mask | Sight, ragged: Ragged | None
     ) -> Tensor:
         """x through all blocks, in torch."""
         if self.released and torch.is_grad_enabled():
@@ -220,7 +228,7 @@ class Transformer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         """Move or cast, as every module; what was made for the weights as they were is left behind."""
-        self.native = None
+        self.native = self.graphs = None
         return super()._apply(fn, recurse)
 
     @property
