@@ -66,6 +66,7 @@ class ClosedForm(nn.Module):
         visible: Tensor | None = None,
         need: Tensor | None = None,
         tap: Callable[[Tensor], object] | None = None,
+        ragged: None = None,
     ) -> Tensor:
         found = self.hidden(tokens)
         if tap is not None:
