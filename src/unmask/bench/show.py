@@ -9,16 +9,16 @@ from typing import Any
 Row = Mapping[str, Any]
 HEADS = ("preset", "dtype", "what", "engine", "ms", "x reference", "/ roofline", "roofline ms")
 MORE = {
-    "step": ("around the forward",),
-    "ar": ("around the forward",),
+    "step": ("around the denoiser",),
+    "ar": ("around the denoiser",),
     "decode": ("equal tokens", "forwards"),
     "batch": ("throughput", "ceiling"),
 }
 LEGEND = (
     "ms: median and interquartile range of interleaved runs. x reference: how many times as fast as the plain "
     "reference in the same dtype (int8: as that in bfloat16). / roofline: how many times what its products and its "
-    "attention take alone, each measured in this run by the best means there is. around the forward: what the loop "
-    "adds, as a share of the model's forward."
+    "attention take alone, each measured in this run by the best means there is. around the denoiser: what the loop "
+    "and its rules add, as a share of what the denoiser takes."
 )
 
 

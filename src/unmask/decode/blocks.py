@@ -68,13 +68,18 @@ class Blocks(Where):
 
     def share(self, canvas: Canvas, cells: Tensor) -> Tensor:
         """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
-        size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)[2]
-        return torch.where(size > 0, self.total(canvas, cells) / size.clamp(min=1), 1.0)
+        size = canvas.derive((self, "sizes"), lambda: self._sizes(canvas), fixed=True)
+        return (self.total(canvas, cells) / size).masked_fill(size.isinf(), 1.0)
 
     def total(self, canvas: Canvas, value: Tensor) -> Tensor:
         """[B, N] float64: the sum of `value` [B, L] over each block's cells; 0 for blocks a row does not have."""
         index, inside, size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)
         return torch.zeros_like(size).scatter_add(1, index, value.double().masked_fill(~inside, 0))
+
+    def _sizes(self, canvas: Canvas) -> Tensor:
+        """[B, N] float64: cells of each block; endless for blocks a row does not have."""
+        size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)[2]
+        return size.masked_fill(size == 0, torch.inf)
 
     def reached(self, canvas: Canvas) -> Tensor:
         """[B, N] float64: which part of each block is decided; 1 for blocks a row does not have."""
@@ -90,9 +95,13 @@ class Blocks(Where):
 
     def spread(self, canvas: Canvas, blocks: Tensor, *, prompt: Tensor) -> Tensor:
         """Per-block values [B, N] as cells [B, L]; prompt cells take `prompt` [B]."""
-        ids = self.ids(canvas)
-        cells = blocks.gather(1, ids.masked_fill(~canvas.valid, 0).clamp(min=0))
-        return torch.where(ids < 0, prompt[:, None], cells) & canvas.valid
+
+        def places() -> tuple[Tensor, Tensor]:
+            ids = self.ids(canvas)
+            return ids.masked_fill(~canvas.valid, 0).clamp(min=0), ids < 0
+
+        index, before = canvas.derive((self, "places"), places, fixed=True)
+        return torch.where(before, prompt[:, None], blocks.gather(1, index)) & canvas.valid
 
     @property
     def onward(self) -> Onward:

@@ -136,7 +136,7 @@ class Canvas:
     @cached_property
     def dirty(self) -> Tensor:
         """[B, L] bool: decided cells whose cached key and value are missing or were computed from another token."""
-        return self.valid & ~self.masked & ((self.cached_at < 0) | (self.cached_token != self.tokens))
+        return self.valid & ~self.masked & (self.cached_token != self.tokens)  # -1 where there is none
 
     @cached_property
     def revocable(self) -> Tensor:

@@ -41,16 +41,18 @@ class Draft:
     """What the helpers of the denoiser computed for this draft."""
     aside: Tensor | None = None
     """[B, L] bool: cells of a probe. They were run through the model beside the text, and no key of them is kept."""
+    top: tuple[Tensor, Tensor] | None = None
+    """[N] int64 and [N]: the likeliest tokens of `logits` and their probabilities, where one pass has found both."""
 
     @cached_property
     def at(self) -> Tensor:
         """[N]: flat indices of the fresh cells."""
-        return self.fresh.flatten().nonzero()[:, 0]
+        return self.fresh.view(-1).nonzero().view(-1)
 
     def spread(self, value: Tensor, fill: float) -> Tensor:
         """Values [N] of the fresh cells as [B, L], `fill` elsewhere."""
-        flat = torch.full((self.fresh.numel(),), fill, dtype=value.dtype, device=value.device)
-        return flat.scatter_(0, self.at, value).view(self.fresh.shape)
+        whole = torch.full(self.fresh.shape, fill, dtype=value.dtype, device=value.device)
+        return whole.put_(self.at, value)
 
     @cached_property
     def _logits(self) -> Tensor:
@@ -64,7 +66,14 @@ class Draft:
     @cached_property
     def tokens(self) -> Tensor:
         """[N]: the drafted tokens of the fresh cells."""
-        return self._logits.max(-1).indices if self.chosen is None else self.chosen
+        if self.chosen is not None:
+            return self.chosen
+        return self._logits.max(-1).indices if (top := self._top) is None else top[0]
+
+    @property
+    def _top(self) -> tuple[Tensor, Tensor] | None:
+        """`top`, if nothing stands between the logits and what is read."""
+        return self.top if self.belief is None else None
 
     @cached_property
     def token(self) -> Tensor:
@@ -74,12 +83,15 @@ class Draft:
     @cached_property
     def score(self) -> Tensor:
         """[B, L]: probability of the drafted token, float32 softmax (float64 for such logits); -inf where not fresh."""
+        if self.chosen is None and (top := self._top) is not None:
+            return self.spread(top[1], -torch.inf)
         return self.spread(self._probability.gather(1, self.tokens[:, None])[:, 0], -torch.inf)
 
     @cached_property
     def peak(self) -> Tensor:
         """[B, L]: largest probability, whichever token was drafted; -inf where not fresh."""
-        return self.spread(self._probability.amax(-1), -torch.inf)
+        top = self._top
+        return self.spread(self._probability.amax(-1) if top is None else top[1], -torch.inf)
 
     @cached_property
     def gap(self) -> Tensor:
@@ -115,4 +127,5 @@ class Draft:
         drawn, aside = (None if t is None else t[rows] for t in (self.drawn, self.aside))
         costs = tuple(Cost(c.name, c.computed[rows], c.seconds) for c in self.costs)
         own = (self.computed[rows], self.fresh[rows], self.logits[keep])
-        return Draft(*own, *rest, second=second, drawn=drawn, costs=costs, aside=aside)
+        top = None if self.top is None else (self.top[0][keep], self.top[1][keep])
+        return Draft(*own, *rest, second=second, drawn=drawn, costs=costs, aside=aside, top=top)

@@ -71,8 +71,11 @@ class Abandoned(Where):
     optional = "finished"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        unread = (canvas.masked | canvas.given) & (canvas.cached_at < 0)
-        return unread & canvas.ended.any(1)[:, None]
+        def cells() -> Tensor:
+            unread = (canvas.masked | canvas.given) & (canvas.cached_at < 0)
+            return unread & canvas.ended.any(1)[:, None]
+
+        return canvas.derive("abandoned", cells)
 
 
 @dataclass(frozen=True, repr=False)

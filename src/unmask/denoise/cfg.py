@@ -43,4 +43,4 @@ class ClassifierFree:
         guided = guided.masked_fill(own == -torch.inf, -torch.inf)  # or else inf - inf
         logits = draft.logits.to(wide).index_copy(0, cells, guided)
         cost = Cost("unconditional", other.computed, time.perf_counter() - began)
-        return replace(draft, logits=logits, costs=(*draft.costs, *other.costs, cost))
+        return replace(draft, logits=logits, top=None, costs=(*draft.costs, *other.costs, cost))

@@ -137,7 +137,7 @@ class Blended:
         changed = draft.spread(chosen != draft.tokens, False)
         kept = draft.second.fresh & (changed.cumsum(1) - changed.long() == 0)
         second = Draft(draft.second.computed, kept, draft.second.logits[kept.flatten()[draft.second.at]])
-        return replace(draft, logits=logits, chosen=chosen, belief=belief, second=second)
+        return replace(draft, logits=logits, chosen=chosen, belief=belief, second=second, top=None)
 
     def mix(self, model: Tensor, guide: Tensor) -> Tensor:
         """Logits [M, V] of the mixture; -inf where either has none of its share."""

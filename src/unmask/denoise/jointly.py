@@ -54,7 +54,7 @@ class Jointly:
                 break
             began = time.perf_counter()
             hidden, computed, logits = self._sample(canvas, raw, token, hidden)
-            now = self.settle(canvas, replace(raw, logits=logits))
+            now = self.settle(canvas, replace(raw, logits=logits, top=None))
             guess = torch.where(going[:, None] & canvas.masked & (drawn == 0), now.token, guess)
             costs.append(Cost("joint sampler", computed & going[:, None], time.perf_counter() - began))
         return replace(first, chosen=guess.flatten()[first.at], drawn=drawn, costs=(*first.costs, *costs))

@@ -22,15 +22,15 @@ class Packing:
 
     def of(self, cells: Tensor) -> Tensor:
         """What stands at those cells of [B, L], in the shape of `index`."""
-        return cells.flatten()[self.flat]
+        return cells.take(self.flat)
 
 
 def pack(cells: Tensor) -> Packing:
     """The set cells [B, L], of which every row has some."""
     rows, length = cells.shape
-    flat = cells.flatten().nonzero()[:, 0]
+    flat = cells.view(-1).nonzero().view(-1)
     if rows == 1:
-        return Packing(flat[None], flat[None], None)
+        return Packing(one := flat[None], one, None)
     count, column = cells.sum(1), flat % length
     width = int(count.max())
     if len(flat) == width * rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.decode import Canvas, Draft
 from unmask.denoise.packing import Packing, pack, reach
 from unmask.models.config import Layout
-from unmask.models.kv import KVPool
+from unmask.models.kv import KVPool, KVView
 from unmask.models.sight import NOBODY, Sight
 from unmask.models.transformer import Transformer
 
@@ -35,24 +35,25 @@ class Plain:
         device = model.embed.weight.device
         lend = model.graphs.pool if model.graphs else partial(KVPool, c, dtype=model.dtype, device=device)
         self.pool = lend(slots, length) if cached else None
-        self.banned = [slice(c.token_count, None)] if c.token_count < c.vocab_size else []
+        banned = {*range(c.token_count, c.vocab_size), *([c.mask_id] if 0 <= c.mask_id < c.token_count else [])}
+        self.banned = torch.tensor(sorted(banned), dtype=torch.int64, device=device)
         """Columns that are never generated: padding of the vocabulary and the mask."""
+        self.behind = torch.arange(length, device=device) > 0
+        """[length] bool: where there is a cell before."""
         self.kept: Tensor | None = None
         """[slots, length, D]: the last hidden state of every position computed, where somebody asked to keep it."""
-        if 0 <= c.mask_id < c.token_count:
-            self.banned.append(slice(c.mask_id, c.mask_id + 1))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, query: Tensor, need: Tensor) -> Draft:
         compute, fresh = self._reach(query, need)
-        live = compute.any(1)
-        rows = None if bool(live.all()) else live.nonzero()[:, 0]
+        rows = None if len(canvas) == 1 or bool((live := compute.any(1)).all()) else live.nonzero()[:, 0]
         logits = self._forward(
             canvas if rows is None else canvas[rows], *(t if rows is None else t[rows] for t in (compute, fresh))
         )
-        for column in self.banned:
-            logits[:, column] = -torch.inf
-        return Draft(compute, fresh, logits)
+        if len(self.banned):
+            logits.index_fill_(1, self.banned, -torch.inf)
+        kernels = self.model.kernels
+        return Draft(compute, fresh, logits, top=None if kernels is None else kernels.top(logits))
 
     def keep_hidden(self) -> None:
         """Keep the last hidden states from now on."""
@@ -75,12 +76,9 @@ class Plain:
         """(cells to compute, cells whose logits that gives), both [B, L]."""
         if not self.config.shift:
             return query, query & need
-        wanted = query & need
-        compute = query.clone()
-        compute[:, :-1] |= wanted[:, 1:]
-        fresh = torch.zeros_like(need)
-        fresh[:, 1:] = need[:, 1:] & compute[:, :-1]
-        return compute, fresh
+        need = need & self.behind[: need.shape[1]]
+        compute = query | (query & need).roll(-1, 1)
+        return compute, need & compute.roll(1, 1)
 
     def _forward(self, canvas: Canvas, compute: Tensor, fresh: Tensor) -> Tensor:
         """Logits [N, V] of the fresh cells in row-major order."""
@@ -90,11 +88,15 @@ class Plain:
         if self.pool is not None:
             known = compute | (canvas.cached_at >= 0) & canvas.valid
             length = reach(known)
-            known, kv = known[:, :length], self.pool.at(canvas.slot, p.index, length, ragged=p.ragged)
+            known, kv = known[:, :length], self._view(canvas, p, length)
         tokens = p.of(canvas.tokens).clamp(min=0)  # the packing of a causal row may name undecided cells
         more = {"visible": self._sight(canvas, known, p), "need": p.of(source).flatten().nonzero()[:, 0]}
         forward = self.model.graphs or self.model
         return forward(tokens, p.index, kv=kv, tap=self._tap(canvas, p), ragged=p.ragged, **more)
+
+    def _view(self, canvas: Canvas, p: Packing, length: int) -> KVView:
+        assert self.pool is not None
+        return self.pool.at(canvas.slot, p.index, length, ragged=p.ragged, look=self.model.kernels is None)
 
     def _tap(self, canvas: Canvas, p: Packing) -> Callable[[Tensor], None] | None:
         if self.kept is None:

@@ -46,7 +46,7 @@ class Probed:
         draft.logits[begun[:, None], banned] = -torch.inf
         aside = draft.computed & cells
         costs = (*draft.costs, Cost("probe", aside, 0.0)) if bool(aside.any()) else draft.costs
-        return replace(draft, computed=draft.computed & ~aside, aside=aside, costs=costs)
+        return replace(draft, computed=draft.computed & ~aside, aside=aside, costs=costs, top=None)
 
     @property
     def model(self) -> Transformer:

@@ -85,7 +85,7 @@ class Draws:
         if not self.active:
             return draft
         slot = canvas.slot[draft.at // draft.fresh.shape[1]]
-        draft = replace(draft, logits=self._logits(canvas, draft, slot), chosen=None, belief=None)
+        draft = replace(draft, logits=self._logits(canvas, draft, slot), chosen=None, belief=None, top=None)
         if self._shaping:
             draft = self._drawn(canvas, draft, slot)
         return self._ends_last(canvas, draft, slot) if "last" in listed(self.eos) else draft

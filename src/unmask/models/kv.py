@@ -24,11 +24,15 @@ class KVPool:
         self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.length = length
 
-    def at(self, slots: Tensor, index: Tensor, length: int, *, ragged: Ragged | None = None) -> KVView:
+    def at(
+        self, slots: Tensor, index: Tensor, length: int, *, ragged: Ragged | None = None, look: bool = True
+    ) -> KVView:
         """Address the rows `slots` [B]: write at positions `index` [B, Q], or [1, N] of ragged rows (`self.length` =
-        bin), and read [0, length)."""
+        bin), and read [0, length). `look`: is it worth a look whether these are slices? The kernels need none."""
         span = window = None
-        if len(slots) == 1:
+        if not look:
+            pass
+        elif len(slots) == 1:
             first = int(slots)
             span = slice(first, first + 1)
             start, last = int(index[0, 0]), int(index[0, -1])
