@@ -171,12 +171,12 @@ def test_one_block_at_a_time_is_exact_where_blocks_begin_behind_the_prompt(lengt
 
 
 CACHED = [
-    ({"steps": 12}, "freecache_lag + quota", "quota(12)", "llada"),
-    ({"by": "margin"}, "freecache_lag + quota", "by='margin'", "llada"),
-    ({"remasking": "random"}, "freecache_lag + quota", "by='random'", "llada"),
-    ({"steps": 10, "block_length": 4}, "freecache_lag + quota", "blocks(4)", "llada"),
-    ({"factor": 0.7}, "freecache_lag + factor", "factor(0.7", "factor"),
-    ({"factor": 0.7, "block": 16}, "freecache_lag + factor", "blocks(16)", "factor"),
+    ({"steps": 12}, "freecache_lag + window(0) + quota", "quota(12)", "llada"),
+    ({"by": "margin"}, "freecache_lag + window(0) + quota", "by='margin'", "llada"),
+    ({"remasking": "random"}, "freecache_lag + window(0) + quota", "by='random'", "llada"),
+    ({"steps": 10, "block_length": 4}, "freecache_lag + window(0) + quota", "blocks(4)", "llada"),
+    ({"factor": 0.7}, "freecache_lag + window(0) + factor", "factor(0.7", "factor"),
+    ({"factor": 0.7, "block": 16}, "freecache_lag + window(0) + factor", "blocks(16)", "factor"),
 ]
 
 
@@ -199,7 +199,7 @@ def test_a_cache_asked_for_by_name_is_taken_on_a_block_causal_model(cache, block
 
 
 def test_settings_of_a_stack_that_it_has_not_are_refused(blockwise):
-    with pytest.raises(UserError, match="'freecache_lag \\+ factor' has a setting steps"):
+    with pytest.raises(UserError, match="'freecache_lag \\+ window\\(0\\) \\+ factor' has a setting steps"):
         blockwise.generate(PROMPT, length=16, factor=1.0, steps=4)
     with pytest.raises(UserError, match="3 steps are fewer than the 4 blocks"):
         blockwise.generate(PROMPT, length=32, steps=3)

@@ -16,6 +16,8 @@ import embedded
 import unmask
 from unmask import recipes
 from unmask.cli import main
+from unmask.decode import Canvas
+from unmask.decode.blocks import Blocks
 from unmask.decode.probe import Probing
 from unmask.errors import UserError
 from unmask.models.joint import JointSampler, digest, save_sampler
@@ -447,3 +449,12 @@ def test_quotes_hold_no_signs_of_a_stack() -> None:
         assert stack.is_stack(text) and probes == {anchor} and stack.build(made.name) == made
         with pytest.raises(UserError, match=f"at column {len(f'd2f + probe({anchor!r}, 2) + ') + 1} of"):
             stack.build(f"d2f + probe({anchor!r}, 2) + eosstop")
+
+
+def test_a_window_leaves_out_what_is_far_behind_and_keeps_given_words():
+    row = [5, 6, *[None] * 4, 7, *[None] * 9]
+    canvas = Canvas.of([row], origin=[2], mask_id=60)
+    near = Blocks(4).near(1)(canvas)[0].tolist()
+    assert near == [True] * 10 + [False] * 6
+    assert Blocks(4).near(0)(canvas)[0].tolist() == [True] * 7 + [False] * 9  # the given word at 6 lies behind it
+    assert Blocks(4).near(9)(canvas).all()

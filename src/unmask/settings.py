@@ -236,10 +236,10 @@ def default_name(settings: Settings, model: ModelConfig) -> str:
         return "ar"
     uncached = model.layout.kind == "block" and settings.cache is None
     if settings.factor is not None:
-        plain = "freecache_lag + factor" if uncached else "factor"
+        plain = "freecache_lag + window(0) + factor" if uncached else "factor"
         return f"{settings.cache}-factor" if settings.cache else plain
     if settings.threshold is None and (settings.steps is not None or settings.by is not None):
-        plain = "freecache_lag + quota" if uncached else "llada"
+        plain = "freecache_lag + window(0) + quota" if uncached else "llada"
         return f"{settings.cache}-quota" if settings.cache else plain
     return _blockwise(model) if uncached else settings.cache or "threshold"
 

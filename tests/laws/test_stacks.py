@@ -55,6 +55,8 @@ def refusals() -> dict[frozenset[str], str]:
         ("ice", "edit"): "edit waits for a full row; use edit with prophet or sched",
         ("joint", "blend"): r"drawn is lost; .*guided\(1\) \+ joint\(4\)",
         ("edit", "eos_stop"): "edit ends a text by itself.*; leave eos_stop out",
+        ("window", "d2f"): "a window of its own; leave window out",
+        ("window", "ice"): "also behind a window; leave window out",
         ("blocks", "guided"): "blocks changes nothing; leave it out",
     }
     found |= dict.fromkeys(combinations(CACHES, 2), "both say what is computed; keep one")

@@ -103,6 +103,10 @@ class Blocks(Where):
         index, before = canvas.derive((self, "places"), places, fixed=True)
         return torch.where(before, prompt[:, None], blocks.gather(1, index)) & canvas.valid
 
+    def near(self, ahead: int) -> Near:
+        """All but the undecided cells of blocks more than `ahead` behind the current one."""
+        return Near(self, ahead)
+
     @property
     def onward(self) -> Onward:
         """The current block and all later ones."""
@@ -149,6 +153,26 @@ class Onward(Where):
 
     def __call__(self, canvas: Canvas) -> Tensor:
         return canvas.valid & (self.blocks.ids(canvas) >= self.blocks.current(canvas)[:, None])
+
+
+@dataclass(frozen=True, repr=False)
+class Near(Where):
+    """All but the undecided cells of blocks more than `ahead` behind the current one (the window of DPad, Chen et al.
+    2025): what is never computed is never attended to. Given words stay, wherever they stand."""
+
+    blocks: Blocks
+    ahead: int
+    always = True
+
+    def __post_init__(self) -> None:
+        counted(self.ahead, "a window reaches over a whole number of blocks, at least 0", least=0)
+
+    def __repr__(self) -> str:
+        return f"{self.blocks!r}.near({self.ahead})"
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        close = self.blocks.ids(canvas) <= (self.blocks.current(canvas) + self.ahead)[:, None]
+        return canvas.valid & (close | ~canvas.masked)
 
 
 @dataclass(frozen=True, repr=False)

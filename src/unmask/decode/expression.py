@@ -19,7 +19,7 @@ from unmask.decode.revise import Doubted
 from unmask.errors import UserError, suggest
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
-    Blocks: ("onward", "entered", "ahead", "settled", "moot", "after", "quota", "when"),
+    Blocks: ("onward", "entered", "ahead", "settled", "moot", "near", "after", "quota", "when"),
     Probing: ("answer", "taken", "when"),
     Where: ("when",),
     Pick: ("when",),

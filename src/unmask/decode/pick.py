@@ -199,18 +199,20 @@ class DreamQuota(Pick):
         check(self.by, self.steps, most=MOST_STEPS)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        total = (canvas.valid & ~canvas.given).sum(1).tolist()
-        left = canvas.masked.sum(1).tolist()
-        k = torch.tensor([self._next(n, n - m) for n, m in zip(total, left, strict=True)], device=among.device)
-        return among & (rank(canvas, draft, among, self.by) < k[:, None])
+        total, before, counts = canvas.derive(self, lambda: self._plan(canvas), fixed=True)
+        decided = total - canvas.masked.sum(1)
+        turn = (before < decided[:, None]).sum(1, keepdim=True)
+        return among & (rank(canvas, draft, among, self.by) < counts.gather(1, turn))
 
-    def _next(self, total: int, decided: int) -> int:
-        reached = 0
-        for k in dream_counts(total, self.steps, self.eps):
-            if reached >= decided:
-                return k
-            reached += k
-        return 1
+    def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells to decide [B]; cells decided before each step [B, S], and cells of each step [B, S + 1], then one."""
+        total = (canvas.valid & ~canvas.given).sum(1)
+        rows = [torch.tensor(dream_counts(n, self.steps, self.eps)) for n in total.tolist()]
+        counts = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+        before = torch.cat([torch.zeros_like(counts[:, :1]), counts.cumsum(1)[:, :-1]], 1)
+        counts = torch.cat([counts.clamp(min=1), torch.ones_like(counts[:, :1])], 1)
+        device = canvas.tokens.device
+        return total, before.to(device), counts.to(device)
 
 
 @term("scattered")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
-from operator import or_
+from operator import and_, or_
 from typing import Any
 
 from unmask.decode.algebra import TERMS, Pick, Rule, Where, as_pick
@@ -210,7 +210,7 @@ class _Composer(Reader):
 
     def recipe(self, cite: str) -> Recipe:
         """All parts together."""
-        query = next(iter(self._filled("query")), everything)
+        query = reduce(and_, self._filled("only"), next(iter(self._filled("query")), everything))
         if not isinstance(query, Everything):
             for more in self._filled("reads"):
                 query = query | more

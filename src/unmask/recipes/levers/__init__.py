@@ -12,7 +12,7 @@ from typing import Any
 
 from unmask.decode.pick import MOST
 
-KINDS = ("size", "cache", "commit", "exit", "revise", "belief")
+KINDS = ("size", "cache", "window", "commit", "exit", "revise", "belief")
 """The files of this folder, in the order in which levers are named and composed."""
 
 
