@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fill_benchmarks
 from unmask import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -331,26 +332,6 @@ def decode(folder: str = "") -> str:
     return told + body + (f"\n{left}" if left else "")
 
 
-HEADLINE = (
-    *("llada", "threshold", "dual", "freecache-lag-quota", "freecache-lag-guided-1"),
-    *("ice-template", "marginal-2", "joint-2", "ar"),
-)
-"""The cases that the README shows."""
-
-
-def headline(folder: str) -> str:
-    """A few cases of `unmask bench levers`: how often the answer and the whole response are right, and how fast."""
-    summary = json.loads((ROOT / folder / "summary.json").read_text(encoding="utf-8"))
-    known = {one["case"]: one for one in summary["cases"]}
-    rows = []
-    for one in (known[name] for name in HEADLINE):
-        right, speed = (one[k] for k in ("accuracy", "useful_tokens_per_second"))
-        values = [f"{right['value']:.3f} [{right['low']:.3f}, {right['high']:.3f}]", f"{one['exact']['value']:.3f}"]
-        model = "twin" if one["case"] == "ar" else "dLLM"
-        rows.append([model, f"`{one['recipe']}`", *values, f"{one['forwards']['value']:.2f}", f"{speed['value']:.0f}"])
-    return table(["model", "recipe", "right", "whole response", "forwards", "useful tokens/s"], rows)
-
-
 SECTIONS: dict[str, Callable[..., str]] = {
     "recipe_table": recipe_table,
     "recipe_texts": recipe_texts,
@@ -367,7 +348,8 @@ SECTIONS: dict[str, Callable[..., str]] = {
     "bench": bench,
     "levers": levers,
     "decode": decode,
-    "headline": headline,
+    "headline": lambda folder: fill_benchmarks.headline(ROOT, folder, table),
+    "speed": lambda folder="": fill_benchmarks.speed(ROOT, folder, table),
 }
 
 

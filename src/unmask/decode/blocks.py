@@ -295,13 +295,22 @@ class Quota(Pick):
 
     def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B] each: cells a step, steps with one more, cells decided in the block, steps of earlier blocks."""
-        here, first = self.blocks(canvas), self.blocks.first(canvas)
-        count = (self.blocks.count(canvas) - first).clamp(min=1)
-        total = (here & ~canvas.given).sum(1)
-        decided = (here & (canvas.decided_at > 0)).sum(1)
-        current = self.blocks.current(canvas) - first
-        number = torch.minimum(current, count).clamp(min=0)  # holes may lie before the origin
+        tables = canvas.derive((self, "tables"), lambda: self._tables(canvas), fixed=True)
+        place = (self.blocks.current(canvas) + 1).clamp(max=tables.shape[2] - 1).expand(3, 1, -1)
+        base, rest, before = tables.gather(2, place.transpose(1, 2))[..., 0]
+        decided = (self.blocks(canvas) & (canvas.decided_at > 0)).sum(1)
+        return base, rest, decided, before
+
+    def _tables(self, canvas: Canvas) -> Tensor:
+        """[3, B, N + 2] int64 for blocks -1 to N: cells a step, steps with one more, steps before."""
+        first = self.blocks.first(canvas)[:, None]
+        count = (self.blocks.count(canvas)[:, None] - first).clamp(min=1)
+        width = max(1, int(self.blocks.count(canvas).max())) + 2
+        total = torch.zeros(len(canvas), width, dtype=torch.int64, device=first.device)
+        place = (self.blocks.ids(canvas) + 1).clamp(max=width - 1)
+        total = total.scatter_add(1, place, (canvas.valid & ~canvas.given).long())
+        number = torch.arange(width, device=first.device) - 1 - first
+        number = torch.minimum(number, count).clamp(min=0)  # holes may lie before the origin
         share, extra = self.steps // count, self.steps % count
         steps = (share + (number < extra)).clamp(min=1)
-        before = share * number + torch.minimum(number, extra)
-        return total // steps, total % steps, decided, before
+        return torch.stack([total // steps, total % steps, share * number + torch.minimum(number, extra)])
