@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor
@@ -59,7 +60,7 @@ class Rule:
                 parts.append(f"{f.name}={value!r}")
         return f"{self._name}({', '.join(parts)})"
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Rule, ...]:
         """The rules this one is made of."""
         values = (getattr(self, f.name) for f in fields(self))
@@ -68,8 +69,11 @@ class Rule:
     def walk(self) -> Iterator[Rule]:
         """This rule and every rule inside it."""
         yield self
-        for part in self.parts:
-            yield from part.walk()
+        yield from self._inside
+
+    @cached_property
+    def _inside(self) -> tuple[Rule, ...]:
+        return tuple(rule for part in self.parts for rule in part.walk())
 
     def reads(self, canvas: Canvas) -> Tensor | None:
         """[B, L] bool: decided cells whose logits the rule wants to see too; None for none."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.decode.algebra import Pick, Rows, Where, term
@@ -36,7 +37,7 @@ class Blocks(Where):
             raise ValueError(f"blocks are counted from {' or '.join(map(repr, GRIDS))}, not {self.grid!r:.80}")
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        return canvas.derive((self, "here"), lambda: self.ids(canvas) == self.current(canvas)[:, None])
+        return canvas.derive((self, "here"), lambda: self.ids(canvas) == self._current(canvas))
 
     def ids(self, canvas: Canvas) -> Tensor:
         """[B, L] int64: block number of each cell; -1 in the prompt, a huge number in the padding."""
@@ -47,11 +48,17 @@ class Blocks(Where):
 
         return canvas.derive((self, "ids"), compute, fixed=True)
 
+    def at(self, canvas: Canvas, column: Tensor) -> Tensor:
+        """[B, 1]: number of the block that holds the row's `column` [B]; a huge number where that is L."""
+        ids = canvas.derive((self, "padded"), lambda: F.pad(self.ids(canvas), (0, 1), value=_NOWHERE - 1), fixed=True)
+        return ids.gather(1, column[:, None])
+
     def current(self, canvas: Canvas) -> Tensor:
         """[B]: number of the first block with an undecided cell; a huge number where there is none."""
-        return canvas.derive(
-            (self, "current"), lambda: self.ids(canvas).masked_fill(~canvas.masked, _NOWHERE - 1).amin(1)
-        )
+        return self._current(canvas)[:, 0]
+
+    def _current(self, canvas: Canvas) -> Tensor:
+        return canvas.derive((self, "current"), lambda: self.at(canvas, canvas.frontier))
 
     def count(self, canvas: Canvas) -> Tensor:
         """[B]: how many blocks the row has, those of the prompt included where it has any."""
@@ -66,42 +73,39 @@ class Blocks(Where):
     def _start(self, canvas: Canvas) -> Tensor:
         return canvas.origin if self.grid == "origin" else torch.zeros_like(canvas.origin)
 
-    def share(self, canvas: Canvas, cells: Tensor) -> Tensor:
-        """[B, N] float64: which part of each block's cells lies in `cells`; 1 for blocks a row does not have."""
-        size = canvas.derive((self, "sizes"), lambda: self._sizes(canvas), fixed=True)
-        return (self.total(canvas, cells) / size).masked_fill(size.isinf(), 1.0)
-
     def total(self, canvas: Canvas, value: Tensor) -> Tensor:
-        """[B, N] float64: the sum of `value` [B, L] over each block's cells; 0 for blocks a row does not have."""
-        index, inside, size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)
-        return torch.zeros_like(size).scatter_add(1, index, value.double().masked_fill(~inside, 0))
+        """[B, 1 + N] float64: the sum of `value` [B, L] over the cells without a block, and over each of N blocks."""
+        return torch.zeros_like(self._sizes(canvas)).scatter_add(1, self._place(canvas), value.double())
 
-    def _sizes(self, canvas: Canvas) -> Tensor:
-        """[B, N] float64: cells of each block; endless for blocks a row does not have."""
-        size = canvas.derive((self, "cells"), lambda: self._cells(canvas), fixed=True)[2]
-        return size.masked_fill(size == 0, torch.inf)
+    def spread(self, canvas: Canvas, blocks: Tensor) -> Tensor:
+        """Values [B, 1 + N], of the cells without a block and of each block, as [B, L]."""
+        return blocks.gather(1, self._place(canvas))
 
     def reached(self, canvas: Canvas) -> Tensor:
-        """[B, N] float64: which part of each block is decided; 1 for blocks a row does not have."""
-        return canvas.derive((self, "reached"), lambda: self.share(canvas, ~canvas.masked))
+        """[B, 1 + N] float64: which part of each block is decided, and inf for what stands before the first."""
 
-    def _cells(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
-        """(block of each cell, is it in one, both [B, L]; cells of each block [B, N])."""
-        ids = self.ids(canvas)
-        inside = (ids >= 0) & canvas.valid
-        none = torch.zeros(len(canvas), max(1, int(self.count(canvas).max())), dtype=torch.float64, device=ids.device)
-        index = ids.masked_fill(~inside, 0)
-        return index, inside, none.scatter_add(1, index, inside.double())
+        def before() -> Tensor:
+            return F.pad(torch.zeros_like(self._sizes(canvas)[:, 1:]), (1, 0), value=torch.inf)
 
-    def spread(self, canvas: Canvas, blocks: Tensor, *, prompt: Tensor) -> Tensor:
-        """Per-block values [B, N] as cells [B, L]; prompt cells take `prompt` [B]."""
+        def compute() -> Tensor:
+            none = canvas.derive((self, "none"), before, fixed=True)
+            return none.scatter_add(1, self._place(canvas), (~canvas.masked).double()) / self._sizes(canvas)
 
-        def places() -> tuple[Tensor, Tensor]:
-            ids = self.ids(canvas)
-            return ids.masked_fill(~canvas.valid, 0).clamp(min=0), ids < 0
+        return canvas.derive((self, "reached"), compute)
 
-        index, before = canvas.derive((self, "places"), places, fixed=True)
-        return torch.where(before, prompt[:, None], blocks.gather(1, index)) & canvas.valid
+    def _place(self, canvas: Canvas) -> Tensor:
+        """[B, L] int64: 0 for cells without a block, else 1 + the number of their block."""
+        return canvas.derive((self, "place"), lambda: (self.ids(canvas) + 1).masked_fill(~canvas.valid, 0), fixed=True)
+
+    def _sizes(self, canvas: Canvas) -> Tensor:
+        """[B, 1 + N] float64: cells of each block, at least 1."""
+
+        def compute() -> Tensor:
+            width = 1 + max(1, int(self.count(canvas).max()))
+            none = torch.zeros(len(canvas), width, dtype=torch.float64, device=canvas.tokens.device)
+            return none.scatter_add(1, self._place(canvas), canvas.valid.double()).clamp(min=1)
+
+        return canvas.derive((self, "sizes"), compute, fixed=True)
 
     def near(self, ahead: int) -> Near:
         """All but the undecided cells of blocks more than `ahead` behind the current one."""
@@ -152,7 +156,7 @@ class Onward(Where):
         return f"{self.blocks!r}.onward"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        return canvas.valid & (self.blocks.ids(canvas) >= self.blocks.current(canvas)[:, None])
+        return canvas.valid & (self.blocks.ids(canvas) >= self.blocks._current(canvas))
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,7 +175,7 @@ class Near(Where):
         return f"{self.blocks!r}.near({self.ahead})"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        close = self.blocks.ids(canvas) <= (self.blocks.current(canvas) + self.ahead)[:, None]
+        close = self.blocks.ids(canvas) <= self.blocks._current(canvas) + self.ahead
         return canvas.valid & (close | ~canvas.masked)
 
 
@@ -185,7 +189,7 @@ class Entered(Rows):
         return f"{self.blocks!r}.entered"
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        return ~((canvas.decided_at > 0) & self.blocks(canvas)).any(1)
+        return ~(canvas.written & self.blocks(canvas)).any(1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,8 +206,7 @@ class Ahead(Rows):
         return f"{self.blocks!r}.ahead"
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        later = self.blocks.ids(canvas) > self.blocks.current(canvas)[:, None]
-        return (later & (canvas.decided_at > 0)).any(1)
+        return (canvas.written & (self.blocks.ids(canvas) > self.blocks._current(canvas))).any(1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,12 +225,10 @@ class After(Where):
         return canvas.derive(self, lambda: self._cells(canvas))
 
     def _cells(self, canvas: Canvas) -> Tensor:
-        enough = self.blocks.reached(canvas) >= self.progress
-        first = torch.ones_like(enough[:, :1])
-        before = torch.cat([first, enough[:, :-1]], 1)
-        if self.every:
-            before = before.cumprod(1).bool()
-        return self.blocks.spread(canvas, before, prompt=first[:, 0])
+        reached, blocks = self.blocks.reached(canvas), self.blocks
+        before = canvas.derive((blocks, "before"), lambda: (blocks._place(canvas) - 1).clamp(min=0), fixed=True)
+        enough = (reached.cummin(1).values if self.every else reached) >= self.progress
+        return enough.gather(1, before) & canvas.valid
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,9 +242,11 @@ class Settled(Where):
         return f"{self.blocks!r}.settled"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        prompt = ~((self.blocks.ids(canvas) < 0) & (canvas.dirty | canvas.masked)).any(1)
-        clean = self.blocks.share(canvas, ~canvas.masked & ~canvas.dirty) == 1
-        return self.blocks.spread(canvas, clean.cumprod(1).bool() & prompt[:, None], prompt=prompt)
+        return canvas.derive(self, lambda: self._cells(canvas))
+
+    def _cells(self, canvas: Canvas) -> Tensor:
+        unsettled = canvas.valid & (canvas.masked | (canvas.cached_token != canvas.tokens))
+        return self.blocks.ids(canvas) < self.blocks.at(canvas, canvas.first(unsettled))
 
 
 @dataclass(frozen=True, repr=False)
@@ -258,8 +261,7 @@ class Moot(Where):
         return f"{self.blocks!r}.moot"
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        ids = self.blocks.ids(canvas)
-        return canvas.valid & (ids > ids.masked_fill(~canvas.ended, _NOWHERE).amin(1, keepdim=True))
+        return canvas.valid & (self.blocks.ids(canvas) > self.blocks.at(canvas, canvas.end))
 
 
 @dataclass(frozen=True, repr=False)
@@ -282,35 +284,34 @@ class Quota(Pick):
         return f"{self.blocks!r}.quota({self.steps}{'' if self.by == 'score' else f', by={self.by!r}'})"
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        base, rest, decided, _ = canvas.derive((self, "plan"), lambda: self._plan(canvas))
-        k = (base + (decided < rest * (base + 1))).clamp(min=1)
+        base, more, decided, _ = canvas.derive((self, "now"), lambda: self._now(canvas))
+        k = (base + (decided < more)).clamp(min=1)
         return among & (rank(canvas, draft, among, self.by) < k[:, None])
 
     def progress(self, canvas: Canvas) -> Tensor:
         """[B] float64: the published loop's step counter (from 1) over all steps, also those that commit nothing."""
-        base, rest, decided, before = canvas.derive((self, "plan"), lambda: self._plan(canvas))
-        early = decided.clamp(max=rest * (base + 1)) // (base + 1)
-        late = (decided - rest * (base + 1)).clamp(min=0) // base.clamp(min=1)
+        base, more, decided, before = canvas.derive((self, "now"), lambda: self._now(canvas))
+        early = decided.clamp(max=more) // (base + 1)
+        late = (decided - more).clamp(min=0) // base.clamp(min=1)
         return (before + early + late + 1).double() / self.steps
 
-    def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """[B] each: cells a step, steps with one more, cells decided in the block, steps of earlier blocks."""
-        tables = canvas.derive((self, "tables"), lambda: self._tables(canvas), fixed=True)
-        place = (self.blocks.current(canvas) + 1).clamp(max=tables.shape[2] - 1).expand(3, 1, -1)
-        base, rest, before = tables.gather(2, place.transpose(1, 2))[..., 0]
-        decided = (self.blocks(canvas) & (canvas.decided_at > 0)).sum(1)
-        return base, rest, decided, before
+    def _now(self, canvas: Canvas) -> tuple[Tensor, ...]:
+        """[B] each, of the current block: cells a step, cells to be decided at one more a step, cells decided, steps
+        of earlier blocks."""
+        plan = canvas.derive((self, "plan"), lambda: self._plan(canvas), fixed=True)
+        base, more, before = plan.gather(2, canvas.frontier[:, None].expand(3, -1, -1))[..., 0]
+        return base, more, (self.blocks(canvas) & canvas.written).sum(1), before
 
-    def _tables(self, canvas: Canvas) -> Tensor:
-        """[3, B, N + 2] int64 for blocks -1 to N: cells a step, steps with one more, steps before."""
-        first = self.blocks.first(canvas)[:, None]
-        count = (self.blocks.count(canvas)[:, None] - first).clamp(min=1)
-        width = max(1, int(self.blocks.count(canvas).max())) + 2
-        total = torch.zeros(len(canvas), width, dtype=torch.int64, device=first.device)
-        place = (self.blocks.ids(canvas) + 1).clamp(max=width - 1)
-        total = total.scatter_add(1, place, (canvas.valid & ~canvas.given).long())
-        number = torch.arange(width, device=first.device) - 1 - first
+    def _plan(self, canvas: Canvas) -> Tensor:
+        """[3, B, L + 1] int64: for each column, should it be the first undecided one, what `_now` tells of it."""
+        blocks, first = self.blocks, self.blocks.first(canvas)[:, None]
+        count = (blocks.count(canvas)[:, None] - first).clamp(min=1)
+        holes = F.pad(blocks.total(canvas, canvas.own).long(), (0, 1))  # and none behind the last block
+        number = torch.arange(-1, holes.shape[1] - 1, device=holes.device) - first
         number = torch.minimum(number, count).clamp(min=0)  # holes may lie before the origin
         share, extra = self.steps // count, self.steps % count
         steps = (share + (number < extra)).clamp(min=1)
-        return torch.stack([total // steps, total % steps, share * number + torch.minimum(number, extra)])
+        base, rest = holes // steps, holes % steps
+        table = torch.stack([base, rest * (base + 1), share * number + torch.minimum(number, extra)])
+        place = F.pad(blocks._place(canvas), (0, 1), value=holes.shape[1] - 1)
+        return table.gather(2, place.expand(3, -1, -1))

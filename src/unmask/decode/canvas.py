@@ -129,6 +129,16 @@ class Canvas:
         return torch.arange(self.tokens.shape[1], device=self.tokens.device)
 
     @cached_property
+    def _width(self) -> Tensor:
+        """L, where the columns are."""
+        return torch.tensor(self.tokens.shape[1], device=self.tokens.device)
+
+    @cached_property
+    def written(self) -> Tensor:
+        """[B, L] bool: cells that a step has decided."""
+        return self.decided_at > 0
+
+    @cached_property
     def frontier(self) -> Tensor:
         """[B]: the first undecided column; L where there is none."""
         return self.first(self.masked)
@@ -142,6 +152,11 @@ class Canvas:
     def revocable(self) -> Tensor:
         """[B, L] bool: decided cells that may still be given back."""
         return ~self.given & ~self.masked & (self.revisions > 0)
+
+    @property
+    def own(self) -> Tensor:
+        """[B, L] bool: the cells of each row that are not given."""
+        return self.derive("own", lambda: self.valid & ~self.given, fixed=True)
 
     @property
     def stretch(self) -> Tensor:
@@ -159,8 +174,7 @@ class Canvas:
         """[B, L] bool: the last stretch that is written."""
 
         def compute() -> Tensor:
-            own = self.valid & ~self.given
-            return own & (self.stretch == self.stretch.masked_fill(~own, -1).amax(1, keepdim=True))
+            return self.own & (self.stretch == self.stretch.masked_fill(~self.own, -1).amax(1, keepdim=True))
 
         return self.derive("last", compute, fixed=True)
 
@@ -172,12 +186,17 @@ class Canvas:
         hit = self.tokens == self.eos[0]
         for token in self.eos[1:]:
             hit = hit | (self.tokens == token)
-        return hit & (self.decided_at > 0)
+        return hit & self.written
 
     @cached_property
     def ended(self) -> Tensor:
         """[B, L] bool: decided end-of-sequence cells that end the response: those of its last stretch."""
         return self.ends & self._last
+
+    @cached_property
+    def end(self) -> Tensor:
+        """[B]: the first column in which the response has ended; L where it has not."""
+        return self.first(self.ended)
 
     @property
     def behind(self) -> Tensor:
@@ -212,16 +231,22 @@ class Canvas:
         other.__dict__.update({name: here[name] for name in (*FIELDS, *keep) if name in here}, **new)
         return other
 
+    def _alike(self, **new: Tensor) -> Canvas:
+        """`replace(self, **new)` that keeps all derived values, since none of them depends on what is new."""
+        other = object.__new__(Canvas)
+        other.__dict__.update(self.__dict__, **new)
+        return other
+
     def first(self, cells: Tensor) -> Tensor:
         """[B]: the first column of `cells` [B, L] in each row; L where there is none."""
-        return torch.where(cells, self.position, len(self.position)).amin(1)
+        return torch.where(cells, self.position, self._width).amin(1)
 
     def advance(self, pick: Tensor, back: Tensor | None, draft: Draft, *, edit: Tensor | None = None) -> Canvas:
         """The next canvas: `pick` takes the draft's tokens, `back` is undecided again, the rows' clocks move on.
 
         `edit`: decided cells that take the draft's tokens. A cell given back or edited has one revision less.
         """
-        now = self.step + (~self.done).long()
+        now = self.step + ~self.done
         spent = [cells for cells in (back, edit) if cells is not None]
         pick = pick if edit is None else pick | edit
         clock = now[:, None]
@@ -237,15 +262,15 @@ class Canvas:
             new["decided_at"] = new["decided_at"].masked_fill(back, -1)
         if spent:
             new["revisions"] = self.revisions - sum(cells.long() for cells in spent)
-        return self._change(("position", "_fixed"), step=now, **new)
+        return self._change(("position", "_width", "_fixed"), step=now, **new)
 
     def showing(self, tokens: Tensor) -> Canvas:
         """The same canvas with other tokens [B, L] in undecided cells, which stay undecided: what a model reads."""
-        return self._change(self.__dict__, tokens=tokens)  # nothing derived reads the token of an undecided cell
+        return self._alike(tokens=tokens)  # nothing derived reads the token of an undecided cell
 
     def finish(self, done: Tensor) -> Canvas:
         """Mark rows [B] as done; they stay so."""
-        return self._change(self.__dict__, done=self.done | done)  # nothing derived depends on it
+        return self._alike(done=self.done | done)
 
     def __getitem__(self, rows: Tensor | slice) -> Canvas:
         """The rows chosen by an index tensor, a bool mask or a slice."""

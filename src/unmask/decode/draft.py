@@ -52,7 +52,7 @@ class Draft:
     def spread(self, value: Tensor, fill: float) -> Tensor:
         """Values [N] of the fresh cells as [B, L], `fill` elsewhere."""
         whole = torch.full(self.fresh.shape, fill, dtype=value.dtype, device=value.device)
-        return whole.put_(self.at, value)
+        return whole.masked_scatter_(self.fresh, value)
 
     @cached_property
     def _logits(self) -> Tensor:

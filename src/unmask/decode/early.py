@@ -132,7 +132,7 @@ class Sure(Rows):
 
     def reads(self, canvas: Canvas) -> Tensor:
         """[B, L] bool: the cells the mean is taken over."""
-        return self.where(canvas) & canvas.valid & ~canvas.given
+        return self.where(canvas) & canvas.own
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
         assert draft is not None
@@ -149,8 +149,7 @@ class Sure(Rows):
         """[B] float64 in [0, 1]."""
         if self.clock is not None:
             return self.clock.progress(canvas)
-        own = canvas.valid & ~canvas.given
-        return (own & ~canvas.masked).sum(1).double() / own.sum(1).clamp(min=1)
+        return (canvas.own & ~canvas.masked).sum(1).double() / canvas.own.sum(1).clamp(min=1)
 
 
 @term("clear")
@@ -175,14 +174,12 @@ class Clear(Pick):
             raise ValueError(f"cannot be sure by {self.criterion!r}; known: {', '.join(CRITERIA)}")
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        left = self.blocks.total(canvas, canvas.masked)
+        left, own = (self.blocks.total(canvas, cells) for cells in (canvas.masked, canvas.own))
         value = draft.value(self.criterion).double().masked_fill(~among, 0)
         mean = self.blocks.total(canvas, value) / left.clamp(min=1)
-        own = self.blocks.total(canvas, canvas.valid & ~canvas.given)
         sure = mean >= self.schedule((own - left) / own.clamp(min=1))
         whole = (left > 0) & (self.blocks.total(canvas, among) == left)
-        none = torch.zeros_like(canvas.done)
-        return among & self.blocks.spread(canvas, whole & sure, prompt=none)
+        return among & (self.blocks.ids(canvas) >= 0) & self.blocks.spread(canvas, whole & sure)
 
 
 def gap(high: float, middle: float, low: float, *, clock: Quota | None = None, where: Where | None = None) -> Sure:

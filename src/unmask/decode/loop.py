@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unmask.decode.canvas import Canvas
@@ -56,8 +57,10 @@ def step(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> tuple[Can
 
 def decode(denoise: Denoiser, recipe: Recipe | Mixed, canvas: Canvas) -> Iterator[tuple[Canvas, Step]]:
     """Step until every row is done, yielding each new canvas with what happened."""
-    while not canvas.done.all():
+    done = bool(canvas.done.all())
+    while not done:
         before, (canvas, event) = canvas, step(denoise, recipe, canvas)
-        if not ((moved := event.moved.any(1)).all() or (moved | canvas.done).all()):
+        done, went_on = torch.stack([canvas.done, canvas.done | event.moved.any(1)]).all(1).tolist()  # one sync a step
+        if not went_on:
             raise RuntimeError(f"a row stalled at step {int(before.step.max())}: {recipe!r} committed nothing")
         yield canvas, event

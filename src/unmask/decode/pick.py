@@ -38,20 +38,22 @@ def confidence(canvas: Canvas, draft: Draft, by: str) -> Tensor:
 
 def rank(canvas: Canvas, draft: Draft, among: Tensor, by: str = "score") -> Tensor:
     """[B, L]: place of each candidate by confidence, 0 the surest; ties go to the left."""
-    value = confidence(canvas, draft, by).masked_fill(~among, -torch.inf)
-    order = value.argsort(dim=1, descending=True, stable=True)
+    order = ordered(canvas, draft, among, by)
     return torch.empty_like(order).scatter_(1, order, canvas.position.expand_as(order))
 
 
-def group_rank(place: Tensor, group: Tensor) -> Tensor:
-    """[B, L]: the place within the cell's own group, for places and group numbers [B, L]."""
-    order = place.argsort(1)
+def ordered(canvas: Canvas, draft: Draft, among: Tensor, by: str) -> Tensor:
+    """[B, L]: the columns of each row, those of the surest candidates first; ties go to the left."""
+    value = torch.where(among, confidence(canvas, draft, by), -torch.inf)
+    return value.argsort(dim=1, descending=True, stable=True)
+
+
+def group_rank(order: Tensor, group: Tensor) -> Tensor:
+    """[B, L]: the place within the cell's own group, for columns in order and group numbers, both [B, L]."""
     order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
     sorted_group = group.gather(1, order)
-    column = torch.arange(group.shape[1], device=group.device).expand_as(group)
-    starts = torch.ones_like(group, dtype=torch.bool)
-    starts[:, 1:] = sorted_group[:, 1:] != sorted_group[:, :-1]
-    first = torch.where(starts, column, 0).cummax(1).values
+    first = torch.searchsorted(sorted_group, sorted_group)
+    column = torch.arange(group.shape[1], device=group.device)
     return torch.empty_like(order).scatter_(1, order, column - first)
 
 
@@ -100,10 +102,10 @@ class Best(Pick):
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         if self.per is not None:
             group = self.per.ids(canvas).masked_fill(~among, -2)
-            return among & (group_rank(rank(canvas, draft, among, self.by), group) < self.k)
+            return among & (group_rank(ordered(canvas, draft, among, self.by), group) < self.k)
         if self.k > 1:
             return among & (rank(canvas, draft, among, self.by) < self.k)
-        value = confidence(canvas, draft, self.by).masked_fill(~among, -torch.inf)
+        value = torch.where(among, confidence(canvas, draft, self.by), -torch.inf)
         return among & (canvas.position == value.argmax(1, keepdim=True))
 
 
@@ -162,12 +164,11 @@ class EntropyBounded(Pick):
         check(self.by)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        place = rank(canvas, draft, among, self.by)
-        order = place.argsort(1)
+        order = ordered(canvas, draft, among, self.by)
         entropy = draft.entropy.masked_fill(~among, 0).gather(1, order)
         error = entropy.cumsum(1) - entropy.cummax(1).values
-        count = (error <= self.gamma).long().cumprod(1).sum(1, keepdim=True).clamp(min=1)
-        return among & (place < count)
+        enough = (error <= self.gamma).cumprod(1).bool() | (canvas.position == 0)
+        return among & torch.empty_like(enough).scatter_(1, order, enough)
 
 
 @lru_cache(maxsize=256)
@@ -200,19 +201,17 @@ class DreamQuota(Pick):
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
         total, before, counts = canvas.derive(self, lambda: self._plan(canvas), fixed=True)
-        decided = total - canvas.masked.sum(1)
-        turn = (before < decided[:, None]).sum(1, keepdim=True)
-        return among & (rank(canvas, draft, among, self.by) < counts.gather(1, turn))
+        decided = total - canvas.masked.sum(1, keepdim=True)
+        k = counts.gather(1, torch.searchsorted(before, decided))
+        return among & (rank(canvas, draft, among, self.by) < k)
 
     def _plan(self, canvas: Canvas) -> tuple[Tensor, Tensor, Tensor]:
-        """Cells to decide [B]; cells decided before each step [B, S], and cells of each step [B, S + 1], then one."""
-        total = (canvas.valid & ~canvas.given).sum(1)
-        rows = [torch.tensor(dream_counts(n, self.steps, self.eps)) for n in total.tolist()]
-        counts = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
-        before = torch.cat([torch.zeros_like(counts[:, :1]), counts.cumsum(1)[:, :-1]], 1)
-        counts = torch.cat([counts.clamp(min=1), torch.ones_like(counts[:, :1])], 1)
-        device = canvas.tokens.device
-        return total, before.to(device), counts.to(device)
+        """(cells that are not given [B, 1]; how many are decided before each step, and how many a step decides)."""
+        total = canvas.own.sum(1, keepdim=True)
+        rows = [dream_counts(n, self.steps, self.eps) for n in total[:, 0].tolist()]
+        width = 1 + max(map(len, rows))
+        counts = torch.tensor([[*row, *[1] * (width - len(row))] for row in rows], device=total.device)
+        return total, counts.cumsum(1) - counts, counts
 
 
 @term("scattered")
@@ -232,13 +231,17 @@ class Scattered(Pick):
         check("random", self.steps, most=MOST_STEPS)
 
     def __call__(self, canvas: Canvas, draft: Draft, among: Tensor) -> Tensor:
-        time = torch.linspace(1, self.eps, self.steps + 1).to(among.device)
+        turn = canvas.derive(self, lambda: self._turns(canvas), fixed=True).masked_fill(~among, self.steps)
+        return among & (turn == turn.amin(1, keepdim=True))
+
+    def _turns(self, canvas: Canvas) -> Tensor:
+        """[B, L] int64: the step at which each cell's turn comes."""
+        time = torch.linspace(1, self.eps, self.steps + 1).to(canvas.seed.device)
         chance = 1 - time[1:] / time[:-1]
         chance[-1] = 1
-        step = torch.arange(self.steps, device=among.device)[:, None, None]
+        step = torch.arange(self.steps, device=time.device)[:, None, None]
         hit = noise.uniform(canvas.seed[:, None], step, canvas.position) < chance[:, None, None]
-        turn = hit.int().argmax(0).masked_fill(~among, self.steps)
-        return among & (turn == turn.amin(1, keepdim=True))
+        return hit.int().argmax(0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, wraps
 from typing import Any
 
 import torch
@@ -200,18 +200,38 @@ class Recipe:
     @staticmethod
     def from_toml(text: str, **names: object) -> Recipe:
         """Read a recipe; `names` and the file's `[defaults]` table are words its expressions may use."""
-        data = contents(text)
-        known = {**data.get("defaults", {}), **names}
-        table = data.get("recipe", {})
-        if missing := [p for p in ("query", "unmask") if p not in table]:
-            raise UserError(f"the recipe lacks {' and '.join(missing)}")
-        for word, text_of in data.get("let", {}).items():
-            known[word] = parse(text_of, known)
-        parts: dict[str, Any] = {part: parse(table[part], known) for part in PARTS if part in table}
-        said = table.get("beliefs", [])
-        beliefs: Any = tuple(parse(text_of, known) for text_of in ([said] if isinstance(said, str) else said))
-        more = {"beliefs": beliefs, "revisions": table.get("revisions", 1)}
-        return Recipe(**parts, **more, name=data.get("name", ""), cite=data.get("cite", ""))
+        return _read(text, **names)
+
+
+def remembered(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """`make`, asked again only for what it has not made of late: a recipe is a value, and takes long to read."""
+    known = lru_cache(maxsize=256, typed=True)(make)
+
+    @wraps(make)
+    def call(*args: Any, **named: Any) -> Recipe:
+        try:
+            hash((args, tuple(named.values())))
+        except TypeError:  # no setting that can be right, and `make` says so
+            return make(*args, **named)
+        return known(*args, **named)
+
+    return call
+
+
+@remembered
+def _read(text: str, **names: object) -> Recipe:
+    data = contents(text)
+    known = {**data.get("defaults", {}), **names}
+    table = data.get("recipe", {})
+    if missing := [p for p in ("query", "unmask") if p not in table]:
+        raise UserError(f"the recipe lacks {' and '.join(missing)}")
+    for word, text_of in data.get("let", {}).items():
+        known[word] = parse(text_of, known)
+    parts: dict[str, Any] = {part: parse(table[part], known) for part in PARTS if part in table}
+    said = table.get("beliefs", [])
+    beliefs: Any = tuple(parse(text_of, known) for text_of in ([said] if isinstance(said, str) else said))
+    more = {"beliefs": beliefs, "revisions": table.get("revisions", 1)}
+    return Recipe(**parts, **more, name=data.get("name", ""), cite=data.get("cite", ""))
 
 
 def contents(text: str) -> dict[str, Any]:

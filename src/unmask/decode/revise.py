@@ -44,8 +44,7 @@ class Calm(Rows):
     always = True  # or else a revision was just spent, of which there are finitely many
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        end = canvas.first(canvas.ended)[:, None]
-        text = canvas.position <= end
+        text = canvas.position <= canvas.end[:, None]
         complete = ~(canvas.masked & text).any(1)
         quiet = canvas.decided_at.masked_fill(~text, 0).amax(1) < canvas.step
         return complete & (quiet | ~(canvas.revocable & text).any(1))

@@ -75,7 +75,7 @@ class Storing(Rows):
         _blocks(self.blocks, "storing")
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        before = self.blocks.ids(canvas) < self.blocks.current(canvas)[:, None]
+        before = self.blocks.ids(canvas) < self.blocks.at(canvas, canvas.frontier)
         return (before & canvas.valid & ~self.blocks.settled(canvas)).any(1)
 
 
@@ -109,9 +109,7 @@ class Closed(Rows):
         _blocks(self.blocks, "closed")
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        ids, end = self.blocks.ids(canvas), canvas.first(canvas.ended)
-        last = torch.where(canvas.position == end[:, None], ids, -2).amax(1)
-        text = canvas.valid & ((ids <= last[:, None]) | (end == len(canvas.position))[:, None])
+        text = canvas.valid & (self.blocks.ids(canvas) <= self.blocks.at(canvas, canvas.end))
         full, final = ~(text & canvas.masked).any(1), ~(text & canvas.revocable).any(1)
         return full & (final | ~(text & ~self.blocks.settled(canvas)).any(1))
 

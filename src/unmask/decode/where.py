@@ -107,7 +107,7 @@ class Filled(Rows):
     always = True
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        return ~canvas.masked.any(1)
+        return canvas.frontier == len(canvas.position)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +125,7 @@ class Ended(Rows):
     """As a stop: an EOS is decided and so is everything before it. An EOS with holes before it stops nothing."""
 
     def __call__(self, canvas: Canvas, draft: Draft | None = None) -> Tensor:
-        return canvas.first(canvas.ended) < canvas.frontier
+        return canvas.end < canvas.frontier
 
 
 @term("budget")

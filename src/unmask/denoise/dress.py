@@ -55,10 +55,10 @@ def dress(
     if any(listed(scale)):
         _check_guidance(recipe, model.config)
         base = ClassifierFree(base, probed(Plain(model, cached=recipe.cached, **sizes), recipe), scale)
-    sampled = Sampled(base, **{f.name: getattr(draws, f.name) for f in fields(Draws)})
-    denoise: Denoiser = sampled if draws.active else base
+    settings = {f.name: getattr(draws, f.name) for f in fields(Draws)}
+    denoise: Denoiser = Sampled(base, **settings) if draws.active else base
     if joint:  # a single draw asks its network for nothing but drafts
-        denoise = Jointly(cast(Plain, base), sampler, joint, recipe.unmask, sampled.settle)
+        denoise = Jointly(cast(Plain, base), sampler, joint, recipe.unmask, draws.settle)
     if recipe.guided and guide is None:
         raise UserError(f"recipe {name} needs a guide, an autoregressive model of the same tokenizer; give `guide`")
     if recipe.guided and guide is not None:

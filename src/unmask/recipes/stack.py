@@ -17,7 +17,7 @@ from unmask.decode.blocks import Blocks
 from unmask.decode.early import Prefer
 from unmask.decode.expression import cut, parse
 from unmask.decode.pick import Drawn
-from unmask.decode.recipe import Recipe, contents, reaches
+from unmask.decode.recipe import Recipe, contents, reaches, remembered
 from unmask.decode.where import Everything, everything, filled, masked
 from unmask.errors import UserError
 from unmask.models.config import Layout
@@ -69,7 +69,12 @@ def build(
     `given`: settings said elsewhere, for the levers that have them. Blocks and steps not said are `fitted` to `length`
     (cells of the response) and to the model's `layout`.
     """
-    return _Composer(tidy(text), dict(given or {}), length, layout).recipe(cite)
+    return _composed(tidy(text), length, layout, cite, **(given or {}))
+
+
+@remembered
+def _composed(text: str, length: int | None, layout: Layout | None, cite: str, /, **given: Any) -> Recipe:
+    return _Composer(text, given, length, layout).recipe(cite)
 
 
 def fitted(length: int | None, layout: Layout | None = None, block: int | None = None) -> dict[str, Any]:

@@ -29,8 +29,8 @@ INLINE void turn(const Shape *s, float *x, const float *weight, long position) {
         float by = root(x, s->head, s->eps);
         for (long j = 0; j < s->head; j++) x[j] *= by * weight[j];
     }
-    const float *c = s->cos + position * s->half, *d = s->sin + position * s->half;
-    float *y = x + s->half;
+    const float *restrict c = s->cos + position * s->half, *restrict d = s->sin + position * s->half;
+    float *restrict y = x + s->half;
     for (long j = 0; j < s->half; j++) {
         float a = x[j], b = y[j];
         x[j] = a * c[j] - b * d[j], y[j] = b * c[j] + a * d[j];

@@ -32,7 +32,7 @@ INLINE float root(const float *x, long n, float eps) {
 }
 
 static void norm_rows(const float *x, const float *weight, float eps, long m, long n, input *y, float *scale) {
-    float *row = buffer(MIXED, n * sizeof *row);
+    float *restrict row = buffer(MIXED, n * sizeof *row);
     for (long i = 0; i < m; i++, x += n) {
         float by = root(x, n, eps);
         for (long j = 0; j < n; j++) row[j] = x[j] * by * weight[j];
@@ -45,7 +45,7 @@ static void gated_rows(const float *x, long m, long n, input *y, float *scale) {
     for (long i = 0; i < m; i++, x += 2 * n) {
         for (long j = 0; j + 16 <= n; j += 16) {
             vf gate = *(const vf *)(x + j), up = *(const vf *)(x + n + j);
-            *(vf *)(row + j) = gate * up / (1.f + exp16(-gate));
+            *(vf *)(row + j) = over(gate * up, 1.f + exp16(-gate));
         }
         for (long j = n / 16 * 16; j < n; j++) row[j] = x[j] * x[n + j] / (1.f + expf(-x[j]));
         enter(row, n, y + i * n, scale + i);

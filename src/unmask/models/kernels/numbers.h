@@ -27,6 +27,14 @@ INLINE bf16 narrow(float x) {
 }
 INLINE vf wide16(const bf16 *x) { return (vf)(__builtin_convertvector(*(const vh *)x, vu) << 16); }
 
+/* gcc 12 divides a vf number by number. */
+INLINE vf over(vf x, vf y) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_div_ps((__m512)x, (__m512)y);
+#else
+    return x / y;
+#endif
+}
 INLINE float sum16(vf x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
