@@ -13,7 +13,7 @@ from unmask.models.kv import KVView
 from unmask.models.layers import MLP, Linear
 from unmask.models.native import Arena, Unavailable, Weight, pointer
 from unmask.models.sight import Ragged, Sight
-from unmask.models.transformer import Block, Transformer
+from unmask.models.transformer import RELEASED, Block, Transformer
 
 MODES = ("auto", "off")
 KEPT = 100_000_000
@@ -45,10 +45,19 @@ class Native:
         )
         self.layers = (native.Layer * c.layers)(*made)
         self.out = Weight(head, None, kind, arena)
+        if not keep and model.head is not None:
+            model.head.weight = _gone(model.head.weight)
         self.last = model.norm.weight.detach().float()
         half = (c.rotary or c.head_dim) // 2
-        sizes = (c.d_model, c.heads, c.kv_heads, c.head_dim, half, c.ff)
+        sizes = (c.d_model, c.heads, c.kv_heads, c.head_dim, half, c.ff, c.max_positions)
         self.shape = native.Shape(*sizes, 1, c.norm_eps, pointer(self.cos), pointer(self.sin))
+        self._sources = [p for p in model.parameters() if not p.is_inference()]
+        self._version = sum(p._version for p in self._sources)
+
+    @property
+    def current(self) -> bool:
+        """Are the model's weights those that were packed? Not after a step of training or `load_state_dict`."""
+        return sum(p._version for p in self._sources) == self._version
 
     def __deepcopy__(self, memo: dict[int, object]) -> None:
         """A copy of the model may be trained, and starts without."""
@@ -59,7 +68,8 @@ class Native:
         """x [B, Q, D], or [1, N, D] of ragged rows -> the same in fp32, behind the last block."""
         batch, width, _ = x.shape
         x = x.clone() if x.dtype == torch.float32 else x.float()
-        index = torch.arange(width).expand(batch, -1) if index is None else index
+        index = torch.arange(width)[None] if index is None else index
+        index = index.expand(batch, -1) if ragged is None else index
         if ragged is None:
             start = torch.arange(0, batch * width + 1, width)
         else:
@@ -74,7 +84,10 @@ class Native:
         run = native.Pass(len(start) - 1, batch * width, *map(pointer, tensors), *strides, *seen)
         self.shape.threads = torch.get_num_threads()
         keys, values = (pointer(t) for t in (store[0] if kv is not None else store)[:2])
-        if self.library.blocks(self.shape, self.layers, len(self.layers), run, pointer(x), keys, values, step):
+        failed = self.library.blocks(self.shape, self.layers, len(self.layers), run, pointer(x), keys, values, step)
+        if failed == -2:
+            raise IndexError(f"a position is not among the model's {self.config.max_positions}")
+        if failed:
             raise MemoryError("no memory is left for a forward of this size")
         return x
 
@@ -116,21 +129,40 @@ class Native:
         return token, p
 
 
+class Shared:
+    """A tensor that a copy of its owner shares, since nobody changes it (oneDNN's cannot be copied)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Shared:
+        return self
+
+
+def version(weight: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one that nobody counts for."""
+    return 0 if weight.is_inference() else weight._version
+
+
 class PackedLinear(Linear):
     """A linear map whose weight oneDNN has laid out for this processor (AMX, where it has that)."""
 
     def __init__(self, linear: Linear, *, keep: bool) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        self.packed = OPS._reorder_linear_weight(linear.weight.detach(), 32)
+        self.packed = Shared(OPS._reorder_linear_weight(linear.weight.detach(), 32))
         self.weight, self.bias = linear.weight, linear.bias
         if not keep:
             self.weight = _gone(self.weight)
+        self.version = version(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if torch.is_grad_enabled() or input.dtype != self.packed.dtype:
-            return super().forward(input)
-        return OPS._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+        packed = self.packed.tensor
+        if not torch.is_grad_enabled() and input.dtype == packed.dtype and version(self.weight) == self.version:
+            return OPS._linear_pointwise(input, packed, self.bias, "none", [], "")
+        if self.weight.is_meta:
+            raise RuntimeError(RELEASED)
+        return super().forward(input)
 
 
 def split(dtype: str) -> tuple[str, str]:
@@ -199,7 +231,6 @@ def unfit(model: Transformer) -> str:
 def prepacked(model: Transformer, *, keep: bool = True) -> Transformer:
     """A bfloat16 model with prepacked products, if this build of torch has them; another as it is."""
     if model.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and OPS._is_mkldnn_bf16_supported():
-        model.released = not keep
         for module in list(model.modules()):
             for name, part in list(module.named_children()):
                 if isinstance(part, Linear):

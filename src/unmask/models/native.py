@@ -52,7 +52,7 @@ class Shape(Structure):
     """What all blocks of a model share."""
 
     _fields_ = (
-        *((name, c_long) for name in ("width", "heads", "kv_heads", "head", "half", "ff", "threads")),
+        *((name, c_long) for name in ("width", "heads", "kv_heads", "head", "half", "ff", "positions", "threads")),
         ("eps", c_float),
         ("cos", c_void_p),
         ("sin", c_void_p),
@@ -83,10 +83,14 @@ class Pass(Structure):
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: UNMASK_CACHE, or `unmask` below XDG_CACHE_HOME or ~/.cache."""
+    """Where compiled kernels are kept: UNMASK_CACHE, or `unmask` below XDG_CACHE_HOME or ~/.cache. Unavailable where
+    nobody has a home."""
     if own := os.environ.get("UNMASK_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmask"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unmask"
+    except RuntimeError:
+        raise Unavailable("there is no home folder to keep the kernels in; set UNMASK_CACHE") from None
 
 
 def units() -> list[str]:
@@ -97,7 +101,10 @@ def units() -> list[str]:
 
 def compiler() -> list[str]:
     """The command of the C compiler: CC, or the first of cc, gcc and clang. Unavailable where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise Unavailable(f"CC={os.environ['CC']} is not a command: {error}") from None
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command
@@ -114,6 +121,14 @@ def _processor() -> str:
     return "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
 
 
+def _run(call: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler. Unavailable if the system cannot, or it does not end."""
+    try:
+        return subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{call[0]} cannot be run: {error}") from None
+
+
 def _compile(command: list[str], defines: list[str], target: Path) -> None:
     """Write a library; with OpenMP if it can be had. Unavailable, with the compiler's first word."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +137,7 @@ def _compile(command: list[str], defines: list[str], target: Path) -> None:
         said = ""
         for more in ([OPENMP], []):
             call = [*command, *shlex.split(FLAGS), *more, *defines, "-o", str(made), str(SOURCES / "block.c"), "-lm"]
-            done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+            done = _run(call)
             if done.returncode == 0:
                 os.replace(made, target)
                 return
@@ -139,16 +154,22 @@ def library(kind: str, *, half: bool) -> ctypes.CDLL:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         raise Unavailable(f"the kernels are written for x86-64 processors, not {platform.machine()}")
     command, defines = compiler(), [f"-DKIND={KINDS.index(kind)}", f"-DHALF={int(half)}"]
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run([*command, "--version"]).stdout
     sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir())]
     text = "\n".join([*sources, version, FLAGS, _processor(), *defines])
     target = folder() / f"kernels-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not target.exists():
             _compile(command, defines, target)
-        found = ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError) as error:
+        return _declared(ctypes.CDLL(str(target)))
+    except OSError as error:
         raise Unavailable(f"the kernels could not be kept in {target.parent}: {error}") from None
+    except AttributeError:
+        raise Unavailable(f"{target} does not hold the kernels; remove it") from None
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, knowing what its functions take."""
     run = [POINTER(Shape), POINTER(Layer), c_long, POINTER(Pass), c_void_p, c_void_p, c_void_p, c_long]
     found.blocks.argtypes = run
     found.linear.argtypes = [POINTER(Packed), c_void_p, c_long, c_void_p, c_int]

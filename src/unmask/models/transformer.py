@@ -45,6 +45,10 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angle.cos().float(), angle.sin().float()
 
 
+RELEASED = (
+    "this model's weights were packed for decoding, and are not there for gradients, masks as tensors or another "
+    "dtype; load it with compile='off'"
+)
 Mask = Tensor | Callable[[Tensor, Tensor, Tensor], Tensor] | None
 """Which keys a query sees: [B, 1, Q, K] bool (or numbers to add), all (None), or what computes the attention itself."""
 
@@ -173,6 +177,8 @@ class Transformer(nn.Module):
         states [B, Q, D] that the head reads. `ragged`: tokens, index and states are [1, N], row behind row.
         """
         x = self.embed(tokens).to(dtype or self.dtype)
+        if self.native is not None and not self.native.current:
+            self.native = None
         if (kernels := self.kernels) is not None and (visible is None or isinstance(visible, Sight)):
             x = kernels(x, index, kv, visible, ragged)
         else:
@@ -188,11 +194,8 @@ class Transformer(nn.Module):
         self, x: Tensor, index: Tensor | None, kv: KVView | None, visible: Mask | Sight, ragged: Ragged | None
     ) -> Tensor:
         """x through all blocks, in torch."""
-        if self.released and torch.is_grad_enabled():
-            told = "load it with compile='off'"
-            raise RuntimeError(
-                f"this model's weights were packed for decoding, and are not there for gradients; {told}"
-            )
+        if self.released:
+            raise RuntimeError(RELEASED)
         mask = visible.dense(ragged) if isinstance(visible, Sight) else visible
         at = Pass(self.rope(x.shape[1], index, x.dtype), kv, mask, ragged)
         for block in self.blocks:
@@ -223,8 +226,9 @@ class Transformer(nn.Module):
         """The head alone: hidden states [..., D] after the norm -> [..., V]; in fp32 from the kernels."""
         if (kernels := self.kernels) is not None:
             return kernels.head(normed)
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(normed, weight.to(normed.dtype))
+        if self.head is not None:
+            return self.head(normed)
+        return F.linear(normed, self.embed.weight.to(normed.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Transformer:
         """Move or cast, as every module; what was made for the weights as they were is left behind."""

@@ -1,7 +1,7 @@
 /* Rotary embedding, the K/V store, and attention over it. */
 
 typedef struct {
-    long width, heads, kv_heads, head, half, ff, threads; /* half: half of the rotated dimensions of a head */
+    long width, heads, kv_heads, head, half, ff, positions, threads; /* half: half of a head's rotated dimensions */
     float eps;
     const float *cos, *sin; /* [positions, half] */
 } Shape;

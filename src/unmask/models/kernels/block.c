@@ -54,7 +54,7 @@ static void gated_rows(const float *x, long m, long n, input *y, float *scale) {
 
 #include "attention.h"
 
-/* ---- what is called from outside; 0, or -1 where memory is short ---- */
+/* ---- what is called from outside; 0, or -1 where memory is short, -2 for a position that is none ---- */
 
 static int block(const Shape *s, const Layer *w, const Pass *p, float *x, cell *keys, cell *values) {
     long m = p->tokens, d = s->width, all = (s->heads + 2 * s->kv_heads) * s->head, inner = s->heads * s->head;
@@ -79,6 +79,8 @@ static int block(const Shape *s, const Layer *w, const Pass *p, float *x, cell *
 
 /* x [tokens, width] through all blocks; keys and values of a layer lie `stride` numbers behind those of the one before. */
 int blocks(const Shape *s, const Layer *w, long layers, const Pass *p, float *x, cell *keys, cell *values, long stride) {
+    for (long t = 0; t < p->tokens; t++)
+        if (p->position[t] < 0 || p->position[t] >= s->positions) return -2;
     for (long i = 0; i < layers; i++)
         if (block(s, w + i, p, x, keys + i * stride, values + i * stride)) return -1;
     return 0;
