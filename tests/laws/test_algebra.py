@@ -137,6 +137,20 @@ def test_a_recipe_survives_toml(name: str) -> None:
     assert repr(again) == repr(recipe)
 
 
+def test_a_recipe_read_twice_is_read_as_it_was_asked_for() -> None:
+    """What is remembered is told apart by type: 1 and 1.0 are equal, and print otherwise."""
+    text = recipes.entry("threshold").text
+    whole, part = (Recipe.from_toml(text, threshold=value) for value in (1, 1.0))
+    assert "confident(1) " in repr(whole) and "confident(1.0) " in repr(part) and whole.hash != part.hash
+    assert Recipe.from_toml(text, threshold=1) == whole == Recipe.from_toml(text, threshold=1.0)
+    assert Recipe.from_toml(text, block=8) != Recipe.from_toml(text, block=4)
+    for _ in range(2):
+        with pytest.raises(UserError, match="whole number"):
+            Recipe.from_toml(text, block=[8])
+        with pytest.raises(UserError, match="whole number"):
+            Recipe.from_toml(text, block=([8],))
+
+
 def test_names_with_quotes_survive_toml() -> None:
     recipe = Recipe(everything, best(1), name='a "b" \\ c', cite="d")
     again = Recipe.from_toml(recipe.to_toml())

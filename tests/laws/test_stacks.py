@@ -56,6 +56,7 @@ def refusals() -> dict[frozenset[str], str]:
         ("joint", "blend"): r"drawn is lost; .*guided\(1\) \+ joint\(4\)",
         ("edit", "eos_stop"): "edit ends a text by itself.*; leave eos_stop out",
         ("window", "d2f"): "a window of its own; leave window out",
+        ("window", "sched"): "nothing is left out; leave window out",
         ("window", "ice"): "also behind a window; leave window out",
         ("blocks", "guided"): "blocks changes nothing; leave it out",
     }
