@@ -233,7 +233,9 @@ def main(plan: Plan, *, json: bool = False, plot: Path | None = None, out: Path 
     """
     checked(plan)
     try:
-        results = Results.create(f"bench-{plan.suite}", asdict(plan), out or "results", seeds=plan.seed)
+        results = Results.create(
+            f"bench-{plan.suite}", {**asdict(plan), "llama": Path(plan.llama).name}, out or "results", seeds=plan.seed
+        )
     except OSError as error:
         raise UserError(f"cannot write into {out or 'results'}: {error.strerror}") from None
     with results, threads(plan.threads), torch.inference_mode():

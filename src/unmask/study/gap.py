@@ -129,7 +129,7 @@ class Work:
 
 
 def work(models: Mapping[str, Model], plan: Plan, first: tasks.Item) -> Work:
-    """Every reference, lever, pair and triple that this pair of models can decode `first` with."""
+    """Every reference, lever, pair and triple that this pair of models can decode `first` with; UserError for none."""
 
     def checked(case: Case) -> object:
         return prepare(case, [first], models, plan)
@@ -142,6 +142,10 @@ def work(models: Mapping[str, Model], plan: Plan, first: tasks.Item) -> Work:
         refused += bad
     students, bad = sorted_out([c for c in found[0] if c.role == "student"], checked)
     references = [c for c in found[0] if c.role != "student"] + students
+    for case in references:  # without the twin or vanilla decoding there is no gap
+        checked(case)
+    if not found[1]:
+        raise UserError(f"no lever can be measured: {refused[0]['why']}")
     more = found[3] if len(found) > 3 else []
     return Work(tuple(references), tuple(found[1]), tuple(found[2]), tuple(more), (*refused, *bad))
 
@@ -150,7 +154,7 @@ def taken(case: Case, number: int, plan: Plan) -> bool:
     """Does a case run on this problem? Slow ones are spread evenly over all."""
     if not (case.slow and plan.length >= FORWARDS and plan.slow < plan.items):
         return True
-    return number * plan.slow // plan.items != (number + 1) * plan.slow // plan.items
+    return number == 0 or (number - 1) * plan.slow // plan.items != number * plan.slow // plan.items
 
 
 def groups(stage: str, cases: Sequence[Case], items: Sequence[tasks.Item], batch: int, plan: Plan) -> list[list[Run]]:

@@ -118,18 +118,22 @@ def keep(
             console.print(f"{len(found)} rows of an interrupted run are here already")
         todo, left = rows(list(found)), max(0, total - len(found))
         for row in track(todo, "measuring", total=left, console=console, transient=True, disable=not show):
-            _written(results, row)
+            with _written(results):
+                results.row(row)
             found.append(row)
         summary = summarise(found)
         where = {**results.run["machine"], "load_after": machine.load()}
         summary |= {"load_after": where["load_after"], "resumed": len(results.found)}
-        return Kept(summary, where, results.finish(summary))
+        with _written(results):
+            folder = results.finish(summary)
+        return Kept(summary, where, folder)
 
 
-def _written(results: Results, row: Row) -> None:
-    """Keep a row; UserError where it cannot be kept, such as on a full disk."""
+@contextmanager
+def _written(results: Results) -> Iterator[None]:
+    """What is written below is kept; UserError where it cannot be, such as on a full disk."""
     try:
-        results.row(row)
+        yield
     except OSError as error:
         kept = f"; {results.count} rows are kept, run the same again to go on" if results.resumable else ""
         raise UserError(f"cannot write into {results.folder.parent}: {error.strerror}{kept}") from None

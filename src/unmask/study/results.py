@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +113,7 @@ class Results:
 
     def discard(self) -> None:
         """Remove what was written, if it has not been finished."""
-        self._rows.close()
+        self._close()
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def __enter__(self) -> Results:
@@ -123,7 +124,12 @@ class Results:
     ) -> None:
         if self._draft.exists() and not (self.resumable and self.count):
             self.discard()
-        self._rows.close()
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of the rows; what a full disk has refused once is refused again, and has been told."""
+        with suppress(OSError):
+            self._rows.close()
 
 
 def _whole(file: Path) -> list[dict[str, Any]]:
