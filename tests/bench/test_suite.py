@@ -253,6 +253,5 @@ def test_memory_that_runs_out_leaves_nothing(bench, tmp_path, monkeypatch):
     assert not list((tmp_path / "kept").iterdir())
 
 
-@pytest.mark.xfail(reason="seen only after the models are made and the folder of results is there", strict=True)
 def test_no_llama_bench(bench, tmp_path):
     failed(bench, tmp_path, "ar", "--preset", "tiny", "--dtype", "float32", "--llama-bench", "nowhere", "--json")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,12 @@ def checked(plan: Plan) -> None:
         if dtype not in DTYPES:
             raise suggest(dtype, DTYPES, "dtype")
         check(plan.compile, "int8" if dtype == "int8" else "", torch.device("cpu"))
+    if plan.llama:
+        from unmask.bench import llama as peer
+
+        peer.program(plan.llama)
+        for name, dtype in product(plan.presets, plan.dtypes):
+            peer.check(find(name).twin, dtype)
     for name in plan.presets:
         fits(find(name), plan.dtypes, "cpu")
 
