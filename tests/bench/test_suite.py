@@ -100,7 +100,8 @@ def test_rows_and_the_folder_that_holds_them(name, bench, tmp_path):
         assert row["ratio_to_reference"] == (pytest.approx(base["ms"] / row["ms"]) if base else None)
         if name == "batch":
             assert row["rows"] == int(what.split()[0]) and row["throughput_ceiling"] > 0
-            assert row["throughput"] == pytest.approx(row["rows"] * own["1 blocks", engine]["ms"] / row["ms"])
+            assert row["blocks"] == (row["rows"] * (1 + 0.75 + 0.5 + 0.25) / 4 if "ragged" in what else row["rows"])
+            assert row["throughput"] == pytest.approx(row["blocks"] * own["1 blocks", engine]["ms"] / row["ms"])
     compared = {what for what, engine in own if engine == "reference"}
     assert compared == (set() if name == "batch" else TELLS[name] - {"token, of a whole text"})
 
@@ -255,3 +256,26 @@ def test_memory_that_runs_out_leaves_nothing(bench, tmp_path, monkeypatch):
 
 def test_no_llama_bench(bench, tmp_path):
     failed(bench, tmp_path, "ar", "--preset", "tiny", "--dtype", "float32", "--llama-bench", "nowhere", "--json")
+
+
+# ---- a machine without a compiler ----
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No compiler, and nothing that one has made."""
+    monkeypatch.setenv("CC", "/nonexistent")
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:decoding without compiled kernels")
+def test_torch_is_not_called_kernels(bench, bare):
+    rows = told(bench, "decode", "--dtype", "float32")["rows"]
+    assert not [row for row in rows if row["engine"] == "kernels"]
+
+
+def test_int8_without_a_compiler(bench, bare, tmp_path):
+    err = failed(bench, tmp_path, "step", "--preset", "tiny", "--dtype", "int8", "--json")
+    assert "CC=/nonexistent is not a command" in err

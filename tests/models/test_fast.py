@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
+import multiprocessing
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +24,9 @@ from unmask.errors import UserError
 from unmask.models import native
 from unmask.models.config import Experts, ModelConfig
 from unmask.models.fast import PackedLinear, accelerate, prepacked
+from unmask.models.joint import digest
+from unmask.models.kv import KVPool
+from unmask.models.sight import Sight
 from unmask.models.transformer import Transformer
 
 TINY = ModelConfig(61, d_model=32, layers=2, heads=2, ff=48, max_positions=64, qkv_bias=True)
@@ -118,6 +124,15 @@ def test_matrices_that_are_not_kept_leave_memory(weights, tied):
 
 
 @needs_kernels
+def test_what_is_gone_has_no_digest():
+    made, bare = accelerate(network(), keep=False), network()
+    with pytest.raises(UserError, match="compile='off'") as told:
+        digest(made)
+    assert "\n" not in str(told.value)
+    assert digest(accelerate(network())) == digest(bare)
+
+
+@needs_kernels
 def test_so_does_an_untied_head():
     assert accelerate(network(), keep=False).get_parameter("head.weight").is_meta
 
@@ -176,6 +191,71 @@ def test_positions_that_are_none(index):
 def test_positions_of_all_rows_at_once():
     index = torch.arange(10)[None]
     assert near(accelerate(network())(TOKENS, index), network()(TOKENS, index))
+
+
+# ---- what a mistaken caller gives them; each in a process of its own, which might not survive ----
+
+
+def beyond_the_slots(model: Transformer) -> None:
+    pool = KVPool(TINY, 1, 10, dtype=torch.float32)
+    with pytest.raises(IndexError):
+        model(TOKENS, index := torch.arange(10).expand(2, -1), kv=pool.at(torch.tensor([0, 9999]), index, 10))
+
+
+def beyond_the_length(model: Transformer) -> None:
+    pool = KVPool(TINY, 2, 5, dtype=torch.float32)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(TOKENS, index := torch.arange(50, 60).expand(2, -1), kv=pool.at(torch.tensor([0, 1]), index, 5))
+
+
+def positions_for_all_rows(model: Transformer) -> None:
+    """Torch spreads them over the rows."""
+    index, found = torch.arange(10)[None], []
+    for made in (model, network()):
+        pool = KVPool(TINY, 2, 10, dtype=torch.float32)
+        found.append(made(TOKENS, index, kv=pool.at(torch.tensor([1, 0]), index, 10)))
+    assert near(*found)
+
+
+def sight_for_all_rows(model: Transformer) -> None:
+    group = torch.arange(10).int()[None]
+    assert near(*(made(TOKENS, visible=Sight(group, group)) for made in (model, network())))
+
+
+def sight_too_short(model: Transformer) -> None:
+    group = torch.arange(10).int().expand(2, -1)
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        model(TOKENS, visible=Sight(group, group[:, :4]))
+
+
+def rotary_odd(model: Transformer) -> None:
+    config = replace(TINY, rotary=5)
+    assert near(*(made(TOKENS) for made in (accelerate(network(config=config)), network(config=config))))
+
+
+@torch.no_grad()
+def survive(case: Callable[[Transformer], None]) -> None:
+    faulthandler.disable()
+    case(accelerate(network()))
+
+
+CALLERS = [
+    beyond_the_slots,
+    beyond_the_length,
+    positions_for_all_rows,
+    sight_for_all_rows,
+    sight_too_short,
+    rotary_odd,
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", CALLERS)
+def test_a_mistaken_caller_harms_no_memory(case):
+    process = multiprocessing.get_context("fork").Process(target=survive, args=(case,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 # ---- models that have no kernels ----
@@ -480,6 +560,30 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert step(L - 32)
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+@needs_kernels
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_threads_that_end_hold_no_memory():
+    """Each takes 8 MiB for the widest states of 512 tokens."""
+    model = accelerate(network(config=replace(TINY, layers=1, ff=2048, max_positions=512)))
+
+    def forward() -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            model(torch.zeros(1, 512, dtype=torch.int64))
+
+    def held(threads: int) -> float:
+        """MiB of this process after so many more."""
+        for _ in range(threads):
+            one = threading.Thread(target=forward)
+            one.start()
+            one.join()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+    before = held(8)
+    assert held(16) - before < 40
 
 
 @needs_kernels

@@ -23,7 +23,7 @@ from unmask.models.transformer import Transformer
 Row = dict[str, Any]
 PER_STEP = 4
 """Cells committed in a step, so that a block of 32 takes 8."""
-FAST, EAGER, PLAIN = "kernels", "eager", "reference"
+FAST, PREPACKED, EAGER, PLAIN = "kernels", "oneDNN", "eager", "reference"
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,14 @@ def schedule(preset: Preset) -> Recipe:
     return recipes.get("dual-quota", block=preset.block, steps=preset.length // PER_STEP)
 
 
-def prompts(preset: Preset, rows: int = 1) -> list[list[int]]:
-    """Random tokens, the same every time."""
+def prompts(preset: Preset, rows: int = 1, cells: int = 0) -> list[list[int]]:
+    """Random tokens, the same every time; `cells` of them in each row, or as many as the preset's prompt has."""
     draw = random.Random(0)
     most = min(preset.config.token_count, preset.config.vocab_size) - 1
     banned = {preset.config.mask_id, *preset.config.eos_ids}
+    allowed = [t for t in range(most) if t not in banned]
+    if cells:
+        return [draw.choices(allowed, k=cells) for _ in range(rows)]
     return [
         [t for t in draw.sample(range(most), preset.prompt + 4) if t not in banned][: preset.prompt]
         for _ in range(rows)
@@ -200,7 +203,7 @@ def text(preset: Preset, twin: Transformer, engine: str) -> Case:
 
 
 def whole(preset: Preset, model: Transformer, engine: str, kept: dict[str, Any]) -> Case:
-    """A whole decode by the schedule, told in milliseconds a step; the tokens go to `kept`."""
+    """A whole decode by the schedule, told in milliseconds a step; the tokens of the response go to `kept`."""
     recipe, start = schedule(preset), canvas_of(model, prompts(preset), preset.length)
 
     def run() -> float:
@@ -209,7 +212,7 @@ def whole(preset: Preset, model: Transformer, engine: str, kept: dict[str, Any])
         for canvas, _ in decode(denoise, recipe, start):  # noqa: B007 - the last one is read
             pass
         took, forwards = 1e3 * (time.perf_counter() - began), int(canvas.step)
-        kept[engine] = canvas.tokens[0].tolist(), forwards
+        kept[engine] = canvas.tokens[0, preset.prompt :].tolist(), forwards
         return took / forwards
 
     return Case("step, of a whole decode", engine, run)
@@ -222,27 +225,43 @@ def plain_whole(preset: Preset, model: Transformer, kept: dict[str, Any]) -> Cas
     def run() -> float:
         began = time.perf_counter()
         x, forwards = made.decode(prompt, preset.length, preset.block, PER_STEP)
-        kept[PLAIN] = x.tolist(), forwards
+        kept[PLAIN] = x[preset.prompt :].tolist(), forwards
         return 1e3 * (time.perf_counter() - began) / forwards
 
     return Case("step, of a whole decode", PLAIN, run)
 
 
+def widths(preset: Preset, rows: int, *, ragged: bool = False) -> list[int]:
+    """Cells of the block of each row; ragged: a whole one, three quarters, a half, a quarter, and again."""
+    return [preset.block - (i % 4) * preset.block // 4 if ragged else preset.block for i in range(rows)]
+
+
 def together(preset: Preset, model: Transformer, engine: str, rows: int, *, ragged: bool = False) -> Case:
-    """A block step of several rows at once; ragged: of responses that end inside of a block, in their last ones."""
-    lengths = [preset.length - (i % 4) * preset.block // 4 if ragged else preset.length for i in range(rows)]
-    recipe, start = schedule(preset), canvas_of(model, prompts(preset, rows), lengths)
-    denoise, inside = entered(model, recipe, start)
-    if ragged:  # on to the last block, where rows are of different widths
-        while bool((block_of(preset, inside) < preset.length // preset.block - 1).any()):
-            inside = step(denoise, recipe, inside)[0]
-        inside = step(denoise, recipe, inside)[0]
-    return Case(f"{rows} blocks{', ragged' if ragged else ''}", engine, _stepping(denoise, recipe, inside))
+    """A block step of several rows at once; ragged: of responses that end inside of their only block.
+
+    Ragged rows have the rest of the canvas as their prompt, so that each looks at as many cells as any other.
+    """
+    own = widths(preset, rows, ragged=ragged)
+    recipe, lengths = schedule(preset), [preset.length] * rows
+    if ragged:
+        recipe, lengths = recipes.get("dual-quota", block=preset.block, steps=preset.block // PER_STEP), own
+    texts = prompts(preset, rows, preset.cells - preset.block if ragged else 0)
+    denoise, inside = entered(model, recipe, canvas_of(model, texts, lengths))
+    return Case(several(rows, ragged=ragged), engine, _stepping(denoise, recipe, inside), {"widths": own})
 
 
-def block_of(preset: Preset, canvas: Canvas) -> torch.Tensor:
-    """[B]: number of the block that each row is in."""
-    return (canvas.frontier - canvas.origin) // preset.block
+def several(rows: int, *, ragged: bool = False) -> str:
+    """What a case of several rows is called."""
+    return f"{rows} blocks{', ragged' if ragged else ''}"
+
+
+def engine_of(model: Transformer) -> str:
+    """What a model runs on: our kernels, oneDNN's prepacked products, or plain torch."""
+    from unmask.models.fast import PackedLinear
+
+    if model.native is not None:
+        return FAST
+    return PREPACKED if any(isinstance(part, PackedLinear) for part in model.modules()) else EAGER
 
 
 def model_of(preset: Preset, dtype: str, engine: str, *, twin: bool = False) -> Transformer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +14,12 @@ from unmask.models.config import Layout, ModelConfig
 from unmask.models.fast import KEPT, accelerate, split
 from unmask.models.transformer import Transformer
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 3}
-"""Bytes a weight while a model is made: int8 is packed from bfloat16."""
+REAL = {"float32": 4, "bfloat16": 2, "int8": 2}
+"""Bytes a weight as torch holds it: int8 is packed from bfloat16."""
+PACKED = {"float32": 4, "bfloat16": 2, "int8": 1}
+"""Bytes a weight as the kernels hold it."""
+REST = 1e9
+"""Bytes of everything that is no weight: torch, activations, what the memory's rate is read from."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,16 @@ def free(device: str) -> int:
         return 1 << 62
 
 
-def fits(preset: Preset, dtypes: Iterable[str], device: str) -> None:
-    """UserError, before anything is allocated, for a shape that memory does not suffice for."""
-    count, have = weights(preset.config), free(device)
-    copies = 1 if count > KEPT or device != "cpu" else 3
-    need = max(count * BYTES[dtype] * copies for dtype in dtypes) * 1.1
-    if need > have:
+def room(preset: Preset, dtype: str, *, kernels: int, plain: int) -> float:
+    """Bytes that so many models on the kernels and in plain torch take at once, with what making one more takes."""
+    count = weights(preset.config)
+    packed = REAL[dtype] * (count <= KEPT) + PACKED[dtype]
+    return REST + 1.1 * count * (kernels * packed + plain * REAL[dtype] + max(packed, REAL[dtype]))
+
+
+def fits(preset: Preset, need: float, device: str) -> None:
+    """UserError, before anything is allocated, for a shape that takes more bytes than there are."""
+    if need > (have := free(device)):
         raise UserError(
             f"preset {preset.name} takes about {need / 1e9:.0f} GB, and {have / 1e9:.0f} are free on {device}; "
             "use a smaller preset, or a machine with more memory"

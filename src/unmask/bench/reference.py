@@ -26,9 +26,9 @@ class Reference:
         self.parts = []
         for block in model.blocks:
             assert isinstance(block, Block) and isinstance(block.mlp, MLP)
-            matrices = [w.clone() for w in block.attn.qkv.weight.split(sizes)]
+            matrices = block.attn.qkv.weight.split(sizes)
             biases = [None] * 3 if block.attn.qkv.bias is None else [*block.attn.qkv.bias.split(sizes)]
-            gate_up = [w.clone() for w in block.mlp.gate_up.weight.chunk(2)]
+            gate_up = block.mlp.gate_up.weight.chunk(2)
             self.parts.append((block, matrices, biases, gate_up))
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json as jsonlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from unmask.bench import cases, roofline
 from unmask.bench.cases import EAGER, FAST, PLAIN, Case, Row, model_of, threads
-from unmask.bench.presets import Preset, find, fits
+from unmask.bench.presets import Preset, find, fits, room
 from unmask.errors import UserError, suggest
 from unmask.models.transformer import Transformer
 from unmask.study import machine
@@ -24,8 +25,6 @@ from unmask.study.results import Results
 DTYPES = ("float32", "bfloat16", "int8")
 SUITES = ("step", "decode", "ar", "batch")
 ROWS = (1, 2, 4, 8)
-SIDES = 2
-"""Repeats of a quick run."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +60,40 @@ def contestants(plan: Plan, preset: Preset, dtype: str) -> Iterator[Case]:
     )
 
 
+def _ours(
+    preset: Preset, dtype: str, engines: Sequence[str], *, twin: bool = False
+) -> Iterator[tuple[str, Transformer]]:
+    """Our models by the engine that they turned out to run on; the fast path only where there is one."""
+    for engine in engines:
+        model = model_of(preset, dtype, engine, twin=twin)
+        if engine == EAGER or cases.engine_of(model) != EAGER or EAGER not in engines:
+            yield cases.engine_of(model), model
+
+
 def _bare(preset: Preset, dtype: str, *, twin: bool = False) -> Transformer:
     """The weights of the reference."""
     return model_of(preset, "bfloat16" if dtype == "int8" else dtype, EAGER, twin=twin)
 
 
 def _steps(plan: Plan, preset: Preset, dtype: str, engines: Sequence[str]) -> Iterator[Case]:
-    for engine in engines:
-        yield from cases.steps(preset, model_of(preset, dtype, engine), engine)
-        yield cases.token(preset, model_of(preset, dtype, engine, twin=True), engine)
+    for engine, model in _ours(preset, dtype, engines):
+        yield from cases.steps(preset, model, engine)
+    for engine, twin in _ours(preset, dtype, engines, twin=True):
+        yield cases.token(preset, twin, engine)
     yield from cases.plain_steps(preset, _bare(preset, dtype))
     yield cases.plain_token(preset, _bare(preset, dtype, twin=True))
 
 
 def _decodes(plan: Plan, preset: Preset, dtype: str, engines: Sequence[str]) -> Iterator[Case]:
     kept: dict[str, Any] = {}
-    for engine in engines:
-        case = cases.whole(preset, model_of(preset, dtype, engine), engine, kept)
+    for engine, model in _ours(preset, dtype, engines):
+        case = cases.whole(preset, model, engine, kept)
         yield Case(case.what, engine, case.run, {"kept": kept})
     yield cases.plain_whole(preset, _bare(preset, dtype), kept)
 
 
 def _tokens(plan: Plan, preset: Preset, dtype: str, engines: Sequence[str]) -> Iterator[Case]:
-    for engine in engines:
-        twin = model_of(preset, dtype, engine, twin=True)
+    for engine, twin in _ours(preset, dtype, engines, twin=True):
         yield cases.token(preset, twin, engine)
         yield cases.text(preset, twin, engine)
     yield cases.plain_token(preset, _bare(preset, dtype, twin=True))
@@ -93,8 +102,7 @@ def _tokens(plan: Plan, preset: Preset, dtype: str, engines: Sequence[str]) -> I
 
 
 def _batches(plan: Plan, preset: Preset, dtype: str, engines: Sequence[str]) -> Iterator[Case]:
-    for engine in engines:
-        model = model_of(preset, dtype, engine)
+    for engine, model in _ours(preset, dtype, engines):
         for rows in ROWS:
             yield cases.together(preset, model, engine, rows)
         yield cases.together(preset, model, engine, ROWS[-1], ragged=True)
@@ -114,16 +122,17 @@ def ceilings(plan: Plan, preset: Preset, dtype: str) -> dict[str, dict[str, floa
     c, shift = preset.config, int(preset.config.shift)
     block, cells = preset.block + shift, preset.cells
     if plan.suite == "batch":
-        found = {f"{n} blocks": roofline.forward(c, block, cells, dtype, need=preset.block, rows=n) for n in ROWS}
-        return {
-            **found,
-            f"{ROWS[-1]} blocks, ragged": roofline.forward(c, block, cells, dtype, need=preset.block, rows=8),
-        }
-    one = roofline.forward(c, 1, preset.prompt + preset.length // 2, dtype, need=1)
+        found = {}
+        for rows, ragged in (*((n, False) for n in ROWS), (ROWS[-1], True)):
+            own = cases.widths(preset, rows, ragged=ragged)
+            given = [(width + shift, cells - preset.block + width) for width in own]
+            found[cases.several(rows, ragged=ragged)] = roofline.forward(c, given, dtype, need=sum(own))
+        return found
+    one = roofline.forward(c, [(1, preset.prompt + preset.length // 2)], dtype, need=1)
     if plan.suite == "ar":
         return {"one token": one, "token, of a whole text": one}
-    inside = roofline.forward(c, block, cells, dtype, need=preset.block)
-    full = roofline.forward(c, cells, cells, dtype, need=preset.block)
+    inside = roofline.forward(c, [(block, cells)], dtype, need=preset.block)
+    full = roofline.forward(c, [(cells, cells)], dtype, need=preset.block)
     if plan.suite == "step":
         return {"block step": inside, "full forward": full, "one token": one}
     each = preset.block // cases.PER_STEP
@@ -155,13 +164,13 @@ def lines(plan: Plan, preset: Preset, dtype: str, group: Sequence[Case], times: 
         if kept := case.facts.get("kept"):
             row |= agreement(kept, case.engine)
         if plan.suite == "batch":
-            row |= gain(case, medians, tops)
+            row |= gain(case, preset, medians, tops)
         found.append(row)
     return found
 
 
 def agreement(kept: dict[str, Any], engine: str) -> Row:
-    """Share of tokens equal to those of the reference, and how many forwards both took."""
+    """Share of the response's tokens equal to those of the reference, and how many forwards both took."""
     own, forwards = kept[engine]
     if PLAIN not in kept:
         return {"forwards": forwards}
@@ -173,11 +182,15 @@ def agreement(kept: dict[str, Any], engine: str) -> Row:
     }
 
 
-def gain(case: Case, medians: dict[tuple[str, str], float], tops: dict[str, dict[str, float | str]]) -> Row:
-    """Throughput over one block after the other, and what the roofline allows."""
-    rows, one = int(case.what.split()[0]), medians["1 blocks", case.engine]
-    most = rows * float(tops["1 blocks"]["ms"]) / float(tops[case.what]["ms"])
-    return {"rows": rows, "throughput": rows * one / medians[case.what, case.engine], "throughput_ceiling": most}
+def gain(
+    case: Case, preset: Preset, medians: dict[tuple[str, str], float], tops: dict[str, dict[str, float | str]]
+) -> Row:
+    """Cells a second over those of one block after the other, and what the roofline allows."""
+    own, single = case.facts["widths"], cases.several(1)
+    blocks = sum(own) / preset.block
+    most = blocks * float(tops[single]["ms"]) / float(tops[case.what]["ms"])
+    faster = blocks * medians[single, case.engine] / medians[case.what, case.engine]
+    return {"rows": len(own), "blocks": blocks, "throughput": faster, "throughput_ceiling": most}
 
 
 def memory(plan: Plan, preset: str, dtype: str) -> float:
@@ -201,14 +214,33 @@ def checked(plan: Plan) -> None:
         if dtype not in DTYPES:
             raise suggest(dtype, DTYPES, "dtype")
         check(plan.compile, "int8" if dtype == "int8" else "", torch.device("cpu"))
+        if dtype == "int8":
+            _kernels()
     if plan.llama:
         from unmask.bench import llama as peer
 
         peer.program(plan.llama)
         for name, dtype in product(plan.presets, plan.dtypes):
             peer.check(find(name).twin, dtype)
-    for name in plan.presets:
-        fits(find(name), plan.dtypes, "cpu")
+    for name, dtype in product(plan.presets, plan.dtypes):
+        fits(find(name), room(find(name), dtype, **alive(plan)), "cpu")
+
+
+def alive(plan: Plan) -> dict[str, int]:
+    """How many models there are at once: ours, and those in plain torch, of which the reference has its own."""
+    each = 2 if plan.suite == "step" else 1
+    plain = (EAGER in plan.engines) + (plan.suite != "batch")
+    return {"kernels": each * (FAST in plan.engines), "plain": each * plain}
+
+
+def _kernels() -> None:
+    """UserError where int8 cannot be measured, for want of a compiler."""
+    from unmask.models import native
+
+    try:
+        native.library("int8", half=True)
+    except native.Unavailable as error:
+        raise UserError(f"int8 needs the compiled kernels, and {error}; leave it out of --dtype") from None
 
 
 def measure(plan: Plan, results: Results, *, show: bool) -> list[Row]:
@@ -228,6 +260,7 @@ def measure(plan: Plan, results: Results, *, show: bool) -> list[Row]:
                     for repeat, ms in enumerate(own):
                         row = {"preset": preset.name, "dtype": dtype, "what": case.what, "engine": case.engine}
                         results.row({**row, "repeat": repeat, "ms": ms})
+                group = [replace(case, run=bool) for case in group]  # without the models, which the roofline needs not
                 found += lines(plan, preset, dtype, group, times)
                 bar.remove_task(task)
     return found
@@ -248,8 +281,10 @@ def main(plan: Plan, *, json: bool = False, plot: Path | None = None, out: Path 
     with results, threads(plan.threads), torch.inference_mode():
         try:
             rows = measure(plan, results, show=not json)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise UserError(f"out of memory: {error}; use a smaller preset") from None
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not short(error):
+                raise
+            raise UserError("out of memory; use a smaller preset, or a machine with more memory") from None
         where = {**results.run["machine"], "threads": plan.threads, **roofline.machine()}
         where |= {"load_after": machine.load()}
         used = {} if plan.quick else {f"{p} {d}": memory(plan, p, d) for p in plan.presets for d in plan.dtypes}
@@ -257,6 +292,13 @@ def main(plan: Plan, *, json: bool = False, plot: Path | None = None, out: Path 
         folder = results.finish(summary)
     tell(plan, summary, folder, json=json, plot=plot)
     return 0
+
+
+def short(error: BaseException) -> bool:
+    """Did memory run out? Torch's own allocator says it in a RuntimeError, the system in an OSError."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def tell(plan: Plan, summary: Row, folder: Path, *, json: bool, plot: Path | None) -> None:

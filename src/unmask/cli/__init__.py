@@ -10,7 +10,22 @@ from typing import Any
 
 import typer
 
-from unmask.cli import bench, demo, doctor, gap, generate, recipes, study, trace, train, train_blocks, verify
+from unmask.cli import (
+    bench,
+    demo,
+    doctor,
+    emergence,
+    gap,
+    generate,
+    peer,
+    recipes,
+    report,
+    study,
+    trace,
+    train,
+    train_blocks,
+    verify,
+)
 from unmask.errors import UserError
 
 USAGE: Any = typer.BadParameter.__base__
@@ -34,11 +49,14 @@ for name, function in (
     ("evaluate", study.evaluate),
     ("verify", verify.verify),
     ("doctor", doctor.doctor),
+    ("report", report.report),
 ):
     app.command(name)(function)
 app.add_typer(train_blocks.app, name="train")
 for name, function in (("step", bench.step), ("ar", bench.ar), ("batch", bench.batch), ("gap", gap.gap)):
     study.app.command(name)(function)
+study.app.command("emergence")(emergence.emergence)
+study.app.command("peer")(peer.peer)
 app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")
 

@@ -69,7 +69,7 @@ class Native:
         batch, width, _ = x.shape
         x = x.clone() if x.dtype == torch.float32 else x.float()
         index = torch.arange(width)[None] if index is None else index
-        index = index.expand(batch, -1) if ragged is None else index
+        index = (index.expand(batch, -1) if ragged is None else index).long()
         if ragged is None:
             start = torch.arange(0, batch * width + 1, width)
         else:
@@ -77,16 +77,21 @@ class Native:
         store, place, base, length, strides, step = self._store(batch * width, start, index, kv)
         query = key = group = None
         if sight is not None:
-            query, key = sight.query.contiguous(), sight.key.contiguous()
+            rows = batch if ragged is None else len(ragged.count)
+            query = sight.query.int().expand(batch, -1).contiguous()
+            key = sight.key.int().expand(rows, -1).contiguous()
+            if query.numel() != batch * width or key.shape[1] < int(length.max()):
+                raise IndexError("a sight is not of the shape of its queries and keys")
             group = torch.arange(0, key.numel(), key.shape[1])
         tensors = [t if t is None else t.contiguous() for t in (start, index, place, base, length, group)]
         seen = (pointer(query), pointer(key))
-        run = native.Pass(len(start) - 1, batch * width, *map(pointer, tensors), *strides, *seen)
+        held = (store.stride(0), batch * width) if kv is None else (store.stride(1), store.shape[4])
+        run = native.Pass(len(start) - 1, batch * width, *map(pointer, tensors), *strides, *held, *seen)
         self.shape.threads = torch.get_num_threads()
         keys, values = (pointer(t) for t in (store[0] if kv is not None else store)[:2])
         failed = self.library.blocks(self.shape, self.layers, len(self.layers), run, pointer(x), keys, values, step)
         if failed == -2:
-            raise IndexError(f"a position is not among the model's {self.config.max_positions}")
+            raise IndexError(f"a position is not among the model's {self.config.max_positions}, or not in the pool")
         if failed:
             raise MemoryError("no memory is left for a forward of this size")
         return x
@@ -102,8 +107,9 @@ class Native:
             place = torch.arange(tokens) - start[:-1].repeat_interleave(count)
             return store, place, start[:-1] * store.stride(1), count, (store.stride(2), store.stride(1)), 0
         stride = kv.data.stride()
+        place = kv.index.expand(len(kv.slots), -1) if kv.ragged is None else kv.index
         base = kv.slots * stride[2]
-        return kv.data, kv.index, base, torch.full_like(base, kv.length), (stride[3], stride[4]), stride[0]
+        return kv.data, place, base, torch.full_like(base, kv.length), (stride[3], stride[4]), stride[0]
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm: [..., D] -> [..., D] in fp32."""
@@ -223,6 +229,8 @@ def unfit(model: Transformer) -> str:
         return f"there are no kernels for {_name(model.dtype)}"
     if c.experts is not None:
         return "there are no kernels for experts"
+    if c.rotary % 2:
+        return f"the kernels rotate an even number of dimensions, not {c.rotary}"
     if any(size % 4 for size in (c.d_model, c.ff, c.heads * c.head_dim)) or c.head_dim % 2:
         return f"the kernels take widths that are multiples of 4, not {c.d_model}, {c.ff} and heads of {c.head_dim}"
     return ""

@@ -77,6 +77,8 @@ class Pass(Structure):
         *((name, c_void_p) for name in ("start", "position", "place", "base", "length", "group_at")),
         ("head_stride", c_long),
         ("cell_stride", c_long),
+        ("numbers", c_long),
+        ("cells", c_long),
         ("query_group", c_void_p),
         ("key_group", c_void_p),
     )

@@ -20,8 +20,18 @@ typedef struct {
     const int64_t *length;   /* [rows]: keys that may be seen */
     const int64_t *group_at; /* [rows]: where the groups of the row's keys begin */
     long head_stride, cell_stride;
+    long numbers, cells; /* of a layer's keys, and of a row of them */
     const int32_t *query_group, *key_group; /* null: every query sees every key */
 } Pass;
+
+/* Is every position, place and row where there is something? */
+static int fits(const Shape *s, const Pass *p) {
+    for (long t = 0; t < p->tokens; t++)
+        if (p->position[t] < 0 || p->position[t] >= s->positions || p->place[t] < 0 || p->place[t] >= p->cells) return 0;
+    for (long r = 0; r < p->rows; r++)
+        if (p->base[r] < 0 || p->base[r] >= p->numbers || p->length[r] > p->cells) return 0;
+    return 1;
+}
 
 /* Norm, rotation: a head in place. */
 INLINE void turn(const Shape *s, float *x, const float *weight, long position) {
@@ -72,10 +82,11 @@ INLINE float softmax(float *x, long n, float by, const int32_t *key, int32_t que
 }
 
 /* A few queries over their keys as they lie in the cache. */
-static void direct(const Shape *s, const float *q, const cell *keys, const cell *values, long stride, long n,
+static int direct(const Shape *s, const float *q, const cell *keys, const cell *values, long stride, long n,
                    const int32_t *key, int32_t query, float *out) {
     long head = s->head;
     float *x = buffer(WEIGHTS, (n + 16) * sizeof *x);
+    if (!x) return -1;
     for (long j = 0; j < n; j++) {
         x[j] = dot_cells(q, keys + j * stride, head);
     }
@@ -86,6 +97,7 @@ static void direct(const Shape *s, const float *q, const cell *keys, const cell 
         for (long i = 0; i < head; i++) out[i] += x[j] * value(v[i]);
     }
     for (long i = 0; i < head; i++) out[i] *= by;
+    return 0;
 }
 
 /* Keys [n, head] and values as the panels of two products: [keys / 32][head / STEP][32][STEP] and its transpose. */
@@ -119,13 +131,14 @@ static void pack_values(const cell *values, long stride, long n, long head, cell
 }
 
 /* Many queries over one head's keys: two products with the softmax between them, QUERIES rows at a time. */
-static void packed(const Shape *s, const Pass *p, long row, const float *qkv, const cell *keys, const cell *values,
+static int packed(const Shape *s, const Pass *p, long row, const float *qkv, const cell *keys, const cell *values,
                    long h, float *out) {
     long n = p->length[row], head = s->head, group = s->heads / s->kv_heads, all = s->heads + 2 * s->kv_heads;
     long from = p->start[row], count = (p->start[row + 1] - from) * group, even = (n + 1) / 2 * 2, ld = (n + 31) / 32 * 32;
     cell *k = buffer(KEYS, ld * head * sizeof *k), *v = buffer(VALUES, even * (head + PANEL) * sizeof *v);
     cell *q = buffer(QUERY, QUERIES * (ld + head) * sizeof *q), *w = q + QUERIES * head;
     float *x = buffer(WEIGHTS, QUERIES * (ld + head) * sizeof *x), *y = x + QUERIES * ld, sum[QUERIES];
+    if (!k || !v || !q || !x) return -1;
     const int32_t *key = p->key_group ? p->key_group + p->group_at[row] : 0;
     pack_keys(keys, p->cell_stride, n, head, k);
     pack_values(values, p->cell_stride, n, head, v);
@@ -147,22 +160,25 @@ static void packed(const Shape *s, const Pass *p, long row, const float *qkv, co
             for (long j = 0; j < head; j++) out[(t * s->heads + own) * head + j] = y[i * head + j] / sum[i];
         }
     }
+    return 0;
 }
 
-static void attend(const Shape *s, const Pass *p, const float *qkv, const cell *keys, const cell *values, float *out) {
+static int attend(const Shape *s, const Pass *p, const float *qkv, const cell *keys, const cell *values, float *out) {
     long group = s->heads / s->kv_heads, all = s->heads + 2 * s->kv_heads;
-#pragma omp parallel for num_threads(s->threads) if (s->threads > 1) schedule(dynamic)
+    int failed = 0;
+#pragma omp parallel for num_threads(s->threads) if (s->threads > 1) schedule(dynamic) reduction(| : failed)
     for (long job = 0; job < p->rows * s->kv_heads; job++) {
         long row = job / s->kv_heads, h = job % s->kv_heads, from = p->start[row], to = p->start[row + 1];
         const cell *k = keys + p->base[row] + h * p->head_stride, *v = values + p->base[row] + h * p->head_stride;
         if ((to - from) * group >= 4 && s->head % 2 == 0) {
-            packed(s, p, row, qkv, k, v, h, out);
+            failed |= packed(s, p, row, qkv, k, v, h, out);
             continue;
         }
         const int32_t *key = p->key_group ? p->key_group + p->group_at[row] : 0;
         for (long t = from; t < to; t++)
             for (long g = h * group; g < (h + 1) * group; g++)
-                direct(s, qkv + (t * all + g) * s->head, k, v, p->cell_stride, p->length[row], key,
+                failed |= direct(s, qkv + (t * all + g) * s->head, k, v, p->cell_stride, p->length[row], key,
                        key ? p->query_group[t] : 0, out + (t * s->heads + g) * s->head);
     }
+    return failed;
 }

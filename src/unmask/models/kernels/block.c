@@ -63,11 +63,12 @@ static int block(const Shape *s, const Layer *w, const Pass *p, float *x, cell *
     float *scale = buffer(SCALE, m * sizeof *scale), *y = buffer(WIDE, m * most * sizeof *y);
     float *mixed = buffer(HIDDEN, m * inner * sizeof *mixed);
     input *a = buffer(NORMED, m * in * sizeof *a);
-    if (!scale || !y || !a || !mixed) return -1;
+    float *row = buffer(MIXED, ((d > s->ff ? d : s->ff) + 16) * sizeof *row); /* of norms and gates, who find it there */
+    if (!scale || !y || !a || !mixed || !row) return -1;
     norm_rows(x, w->attn_norm, s->eps, m, d, a, scale);
     apply(&w->qkv, a, scale, m, y, 0, s->threads);
     store(s, w, p, y, keys, values);
-    attend(s, p, y, keys, values, mixed);
+    if (attend(s, p, y, keys, values, mixed)) return -1;
     for (long i = 0; i < m; i++) enter(mixed + i * inner, inner, a + i * inner, scale + i);
     apply(&w->out, a, scale, m, x, 1, s->threads);
     norm_rows(x, w->mlp_norm, s->eps, m, d, a, scale);
@@ -79,8 +80,7 @@ static int block(const Shape *s, const Layer *w, const Pass *p, float *x, cell *
 
 /* x [tokens, width] through all blocks; keys and values of a layer lie `stride` numbers behind those of the one before. */
 int blocks(const Shape *s, const Layer *w, long layers, const Pass *p, float *x, cell *keys, cell *values, long stride) {
-    for (long t = 0; t < p->tokens; t++)
-        if (p->position[t] < 0 || p->position[t] >= s->positions) return -2;
+    if (!fits(s, p)) return -2;
     for (long i = 0; i < layers; i++)
         if (block(s, w + i, p, x, keys + i * stride, values + i * stride)) return -1;
     return 0;

@@ -1,6 +1,7 @@
 /* Vectors of 16 floats, bfloat16, sums, and e^x: what all kernels count with. */
 
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,16 +77,28 @@ INLINE vf exp16(vf x) {
     return (vf)((vi)(p * scale) & ~low);
 }
 
-/* A buffer of the calling thread that only grows. */
+/* A buffer of the calling thread, that only grows and goes when the thread ends. */
 enum { NORMED, WIDE, HIDDEN, QUERY, KEYS, VALUES, WEIGHTS, MIXED, SCALE, BUFFERS };
+typedef struct { void *held[BUFFERS]; size_t size[BUFFERS]; } Buffers;
+static pthread_key_t ending;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static void release(void *own) {
+    for (int i = 0; i < BUFFERS; i++) free(((Buffers *)own)->held[i]);
+    free(own);
+}
+static void begin(void) { pthread_key_create(&ending, release); }
 static void *buffer(int which, size_t bytes) {
-    static _Thread_local void *held[BUFFERS];
-    static _Thread_local size_t size[BUFFERS];
-    if (size[which] < bytes) {
-        free(held[which]);
-        size[which] = (bytes + 4095) / 4096 * 4096;
-        held[which] = aligned_alloc(64, size[which]);
-        if (!held[which]) size[which] = 0;
+    static _Thread_local Buffers *own;
+    if (!own) {
+        pthread_once(&once, begin);
+        if (!(own = calloc(1, sizeof *own))) return 0;
+        pthread_setspecific(ending, own);
     }
-    return held[which];
+    if (own->size[which] < bytes || !own->held[which]) {
+        free(own->held[which]);
+        own->size[which] = (bytes + 4096) / 4096 * 4096;
+        own->held[which] = aligned_alloc(64, own->size[which]);
+        if (!own->held[which]) own->size[which] = 0;
+    }
+    return own->held[which];
 }
