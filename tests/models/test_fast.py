@@ -171,6 +171,20 @@ def test_weights_that_change_are_seen(how):
 
 
 @needs_kernels
+@pytest.mark.parametrize("how", ["a parameter", "load_state_dict"])
+def test_weights_that_are_replaced_are_seen(how):
+    made, right = accelerate(network()), network()
+    if how == "a parameter":
+        for model in (made, right):
+            model.get_submodule("blocks.0.mlp.down").weight = torch.nn.Parameter(torch.ones(32, 48), False)
+    else:
+        other = {name: t * 1.5 for name, t in right.state_dict().items()}
+        for model in (made, right):
+            model.load_state_dict(other, assign=True)
+    assert near(logits(made), logits(right))
+
+
+@needs_kernels
 def test_a_mask_as_a_tensor_is_computed_by_torch():
     made, model = accelerate(network()), network()
     visible = torch.ones(10, 10).tril().bool().expand(2, 1, 10, 10)
@@ -233,6 +247,22 @@ def rotary_odd(model: Transformer) -> None:
     assert near(*(made(TOKENS) for made in (accelerate(network(config=config)), network(config=config))))
 
 
+def pool_of_another_dtype(model: Transformer) -> None:
+    """Half as wide: all is written twice as far."""
+    pool = KVPool(TINY, 2, 10, dtype=torch.bfloat16)
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        model(TOKENS, index := torch.arange(10).expand(2, -1), kv=pool.at(torch.tensor([1, 0]), index, 10))
+
+
+def narrow_numbers(model: Transformer) -> None:
+    """Slots and places in int32, which torch takes."""
+    index, found = torch.arange(10).expand(2, -1), []
+    for made in (model, network()):
+        pool = KVPool(TINY, 2, 10, dtype=torch.float32)
+        found.append(made(TOKENS, index, kv=pool.at(torch.tensor([1, 0]).int(), index.int(), 10)))
+    assert near(*found)
+
+
 @torch.no_grad()
 def survive(case: Callable[[Transformer], None]) -> None:
     faulthandler.disable()
@@ -246,6 +276,8 @@ CALLERS = [
     sight_for_all_rows,
     sight_too_short,
     rotary_odd,
+    pool_of_another_dtype,
+    narrow_numbers,
 ]
 
 

@@ -34,7 +34,7 @@ LAYOUTS = (Layout(), Layout("causal"), Layout("block", 5), Layout("block", 8, "a
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129, 300)
 SLOTS, POSITIONS = 6, 310
 TINY = ModelConfig(61, d_model=32, layers=2, heads=2, ff=64, max_positions=POSITIONS)
-ODD = replace(TINY, vocab_size=33, d_model=20, heads=6, kv_heads=3, head_dim=18, ff=12, qk_norm=True, qkv_bias=True)
+ODD = replace(TINY, vocab_size=33, d_model=20, heads=6, kv_heads=3, head_dim=18, ff=44, qk_norm=True, qkv_bias=True)
 """Nothing in it is a multiple of a vector's or a panel's size."""
 
 
@@ -133,8 +133,8 @@ def play(model: Transformer, scene: Scene) -> Result:
     pool = KVPool(c, SLOTS, width + 3, dtype=model.dtype)
     before = pool.data.copy_(torch.randn(pool.data.shape, generator=draw)).clone()
     slots = torch.randperm(SLOTS, generator=draw)[:rows]
-    few = valid & (torch.rand(rows, width, generator=draw) < 0.2)
-    few[:, 0] = True
+    few = valid & (torch.rand(rows, width, generator=draw) < scene.seed % 3 / 10)
+    few[torch.arange(rows), lengths - 1] = True
     logits = []
     for cells in (valid, few):
         p = pack(cells)
@@ -210,6 +210,17 @@ def test_without_sight_every_query_sees_every_key(width):
     assert torch.equal(made(tokens), made(tokens, visible=Sight(same, same)))
 
 
+@given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 20), st.integers(0, 1000))
+def test_int8_rounds_each_output_and_each_row_by_its_largest_number(outputs, inputs, rows, seed):
+    model = network(replace(TINY, vocab_size=outputs, d_model=4 * inputs, head_dim=16), seed)
+    x = torch.randn(rows, 4 * inputs, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 7 - 3)
+    assert model.head is not None
+    w = model.head.weight
+    by, of = (t.abs().amax(1, keepdim=True) / 127 for t in (w, x))
+    right = ((x / of).round() @ (w / by).round().T) * of * by.T
+    assert rms(Native(model, "int8").head(x) - right) <= 2e-3 * rms(right)
+
+
 @pytest.mark.parametrize("kind", native.KINDS)
 def test_one_row_is_computed_as_in_company(kind):
     """To the last bit, whatever the length of the others is."""
@@ -230,7 +241,9 @@ def test_one_row_is_computed_as_in_company(kind):
 # ---- what is large, small, or nothing ----
 
 
-@pytest.mark.parametrize(("part", "by"), [("head", 1e4), ("embed", 1e4), ("embed", 1e-4), ("embed", 0), ("qkv", 30)])
+@pytest.mark.parametrize(
+    ("part", "by"), [("head", 1e4), ("embed", 1e4), ("embed", 1e-4), ("embed", 0), ("qkv", 30), ("gate_up", 300)]
+)
 def test_magnitudes(part, by):
     model = network(ODD)
     for name, p in model.named_parameters():
@@ -310,18 +323,27 @@ def test_positions_may_stand_anywhere():
 @given(
     st.integers(1, 5000), st.integers(0, 5), st.integers(0, 1000), st.sampled_from([0.0, 1e-3, 1.0, 30.0, 1e4, 1e30])
 )
+@example(5000, 3, 0, 1e-3)
 @settings(max_examples=40)
 def test_top(columns, rows, seed, scale):
-    logits = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, columns, generator=draw) * scale
     if seed % 2:
         logits = logits.round()  # ties
-    banned = torch.rand(columns, generator=torch.Generator().manual_seed(seed)) < 0.3
+    banned = torch.rand(columns, generator=draw) < 0.3
     banned[seed % columns] = False
     logits[:, banned] = -torch.inf
     token, p = NATIVE.top(logits)
     right = logits.double().softmax(1)
     assert torch.equal(token, logits.max(1).indices)
     assert torch.allclose(p.double(), right.gather(1, token[:, None])[:, 0], rtol=1e-5)
+
+
+def test_probabilities_are_those_of_exact_exponentials():
+    logits = -torch.linspace(0, 30, 500)[:, None].repeat(1, 17)
+    logits[:, 7] = 0
+    right = logits.double().softmax(1)[:, 7]
+    assert torch.allclose(NATIVE.top(logits)[1].double(), right, rtol=2e-6)
 
 
 NATIVE = Native(network(TINY), "float32")

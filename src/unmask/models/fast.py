@@ -51,13 +51,14 @@ class Native:
         half = (c.rotary or c.head_dim) // 2
         sizes = (c.d_model, c.heads, c.kv_heads, c.head_dim, half, c.ff, c.max_positions)
         self.shape = native.Shape(*sizes, 1, c.norm_eps, pointer(self.cos), pointer(self.sin))
-        self._sources = [p for p in model.parameters() if not p.is_inference()]
-        self._version = sum(p._version for p in self._sources)
+        tables = [m._parameters for m in model.modules()]
+        counted = [(own, n, p) for own in tables for n, p in own.items() if p is not None and not p.is_inference()]
+        self._sources = [(own, n, p, p._version) for own, n, p in counted]
 
     @property
     def current(self) -> bool:
         """Are the model's weights those that were packed? Not after a step of training or `load_state_dict`."""
-        return sum(p._version for p in self._sources) == self._version
+        return all(own[name] is p and p._version == before for own, name, p, before in self._sources)
 
     def __deepcopy__(self, memo: dict[int, object]) -> None:
         """A copy of the model may be trained, and starts without."""
@@ -106,9 +107,11 @@ class Native:
             count = start.diff()
             place = torch.arange(tokens) - start[:-1].repeat_interleave(count)
             return store, place, start[:-1] * store.stride(1), count, (store.stride(2), store.stride(1)), 0
+        if kv.data.dtype != self.cell:
+            raise TypeError(f"these kernels keep keys and values in {_name(self.cell)}, not {_name(kv.data.dtype)}")
         stride = kv.data.stride()
-        place = kv.index.expand(len(kv.slots), -1) if kv.ragged is None else kv.index
-        base = kv.slots * stride[2]
+        place = (kv.index.expand(len(kv.slots), -1) if kv.ragged is None else kv.index).long()
+        base = kv.slots.long() * stride[2]
         return kv.data, place, base, torch.full_like(base, kv.length), (stride[3], stride[4]), stride[0]
 
     def norm(self, x: Tensor) -> Tensor:
