@@ -19,6 +19,7 @@ from unmask import recipes as known_recipes
 from unmask.decode import Canvas, Ledger, Recipe, decode
 from unmask.denoise import Plain
 from unmask.errors import UserError
+from unmask.models.fast import accelerate
 from unmask.models.transformer import Transformer
 from unmask.study import machine
 from unmask.study.evaluate import recipe_for
@@ -267,7 +268,7 @@ def main(
 
     plan = _plan(prompts, repeats, recipes, quick, length=length, block=block, dtype=dtype)
     pair, encode = source()
-    pair = Pair(*(m.to(getattr(torch, dtype)).eval() for m in (pair.dllm, pair.twin)))
+    pair = Pair(*(accelerate(m.to(getattr(torch, dtype)).eval()) for m in (pair.dllm, pair.twin)))
     texts = worksheets(encode, plan.prompts, plan.length, seed=plan.seed)
     with (
         one_thread(),
