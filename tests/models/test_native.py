@@ -184,6 +184,7 @@ def test_float32(config, scene):
 @example(*EDGES[0])
 @example(*EDGES[1])
 @example(*EDGES[2])
+@settings(max_examples=15)
 def test_bfloat16_rounds_no_more_than_torch(config, scene):
     model = cast(network(config, scene.seed), torch.bfloat16)
     found, right = play(fast(model, "bfloat16"), scene).logits, play(cast(model, torch.float64), scene).logits
@@ -195,6 +196,7 @@ def test_bfloat16_rounds_no_more_than_torch(config, scene):
 @example(*EDGES[0], torch.bfloat16)
 @example(*EDGES[1], torch.float32)
 @example(*EDGES[2], torch.bfloat16)
+@settings(max_examples=15)
 def test_int8_is_near(config, scene, dtype):
     model = cast(network(config, scene.seed), dtype)
     found, right = play(fast(model, "int8"), scene).logits.double(), play(cast(model, torch.float64), scene).logits
@@ -211,6 +213,7 @@ def test_without_sight_every_query_sees_every_key(width):
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 20), st.integers(0, 1000))
+@settings(max_examples=15)
 def test_int8_rounds_each_output_and_each_row_by_its_largest_number(outputs, inputs, rows, seed):
     model = network(replace(TINY, vocab_size=outputs, d_model=4 * inputs, head_dim=16), seed)
     x = torch.randn(rows, 4 * inputs, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 7 - 3)
