@@ -48,10 +48,6 @@ class Plan:
         return (EAGER,) if self.compile == "off" else (FAST, EAGER)
 
 
-Group = tuple[str, list[Case]]
-"""A dtype, and the cases that are timed together."""
-
-
 def contestants(plan: Plan, preset: Preset, dtype: str) -> Iterator[Case]:
     """All cases of one preset in one dtype; plain torch has no int8, and the reference beside it is in bfloat16."""
     engines = [engine for engine in plan.engines if engine == FAST or dtype != "int8"]
