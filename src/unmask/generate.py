@@ -147,8 +147,13 @@ class Model:
         return outputs[0] if single else outputs
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Ids of one prompt, by the model's chat template if it has one; a mask token's name in it stays text."""
+        """Ids of one prompt, by the model's chat template if it has one; a mask token's name in it stays text.
+
+        A list of ids is taken as it is.
+        """
         if not isinstance(prompt, str):
+            if isinstance(prompt, Sequence) and prompt and all(type(i) is int for i in prompt):
+                return self._known(prompt)
             if not isinstance(prompt, Sequence) or not all(isinstance(message, Mapping) for message in prompt):
                 raise UserError(f"a prompt is a text or a list of messages, not {prompt!r:.80}")
             return self.tokenizer.chat(prompt)
@@ -158,6 +163,13 @@ class Model:
         if not ids:
             raise UserError(f"the prompt {prompt!r} has no tokens in this model's vocabulary")
         return ids
+
+    def _known(self, ids: Sequence[Any]) -> list[int]:
+        """The same ids; UserError for one that the vocabulary does not have."""
+        c = self.network.config
+        if wrong := [i for i in ids if not 0 <= i < c.token_count]:
+            raise UserError(f"{wrong[0]} is no token of this model; its ids are 0 to {c.token_count - 1}")
+        return list(ids)
 
     def length(self, prompt: str | Sequence[Message], settings: Settings) -> int:
         """Cells of the response, a template's words included: as asked for, or what a template of numbered slots has,
@@ -212,10 +224,11 @@ class Model:
         found = spelled(found, self.tokenizer.encode, self.tokenizer.decode)
         return found if settings.template is not None else check_without(found)
 
-    def prepare(
-        self, prompts: Sequence[str | Sequence[Message]], settings: Settings, *, suffix: str = "", offset: int = 0
-    ) -> Job:
-        """Check everything and lay out the canvas; `offset` numbers the first row, for its seed."""
+    def lay(
+        self, prompts: Sequence[Any], settings: Settings, *, suffix: str = "", offset: int = 0
+    ) -> tuple[Canvas, Recipe]:
+        """Check everything and lay out the canvas, with the recipe that decodes it; `offset` numbers the first row, for
+        its seed."""
         c, recipe = self.network.config, self.recipe(prompts, settings)
         rows = [self.row(prompt, settings, suffix) for prompt in prompts]
         forms = [form for prompt in prompts if (form := self.form(prompt, settings))]
@@ -223,12 +236,18 @@ class Model:
         heads = heads or [row.index(None) for row in rows]
         seeds = settings.seeds(len(rows), offset)
         canvas = Canvas.of(rows, origin=heads, mask_id=c.mask_id, eos=c.eos_ids, seed=seeds, revisions=recipe.allowance)
-        canvas = _to(mark(canvas, forms) if forms else _answer(canvas, recipe), self.network.embed.weight.device)
-        draws = settings.draws(recipe, c, self.tokenizer)
+        return _to(mark(canvas, forms) if forms else _answer(canvas, recipe), self.device), recipe
+
+    def prepare(
+        self, prompts: Sequence[str | Sequence[Message]], settings: Settings, *, suffix: str = "", offset: int = 0
+    ) -> Job:
+        """`lay`, and the denoiser that the recipe asks for."""
+        canvas, recipe = self.lay(prompts, settings, suffix=suffix, offset=offset)
+        draws = settings.draws(recipe, self.network.config, self.tokenizer)
         second = self.second(recipe, settings)
         place: dict[str, Any] = dict(zip(("slots", "length"), canvas.tokens.shape, strict=True))
         denoise = dress(self.network, recipe, **place, draws=draws, cfg=settings.cfg, **second)
-        return Job(canvas, recipe, denoise, template=bool(forms))
+        return Job(canvas, recipe, denoise, template=settings.template is not None)
 
     def second(self, recipe: Recipe, settings: Settings) -> dict[str, Any]:
         """The guide and the sampler of a recipe; UserError for one that is given and that the recipe does not ask."""
@@ -244,7 +263,7 @@ class Model:
         """The network of a guide of the same vocabulary; the embedded dLLM's own is its twin, others have none."""
         if source is None and not self.embedded:
             return None
-        found = source if isinstance(source, Model) else load(source or zoo.PAIR[1], device=self.device)
+        found = source if isinstance(source, Model) else _guide(str(source or zoo.PAIR[1]), str(self.device))
         if not found.network.config.autoregressive:
             raise UserError(f"a guide is an autoregressive model, and {found.name} is not")
         same_vocabulary(self.tokenizer, found.tokenizer)
@@ -322,6 +341,12 @@ def load(
         raise UserError(f"{name} has no tokenizer: tokenizer.json, or vocab.json and merges.txt")
     accelerate(loaded.model, compile=compile, weights=weights, keep=loaded.model.size <= KEPT)
     return Model(loaded.model, loaded.tokenizer, loaded.name, loaded.directory)
+
+
+@lru_cache(maxsize=2)
+def _guide(source: str, device: str) -> Model:
+    """A guide is loaded once."""
+    return load(source, device=device)
 
 
 def _prompts(prompt: Any) -> tuple[Sequence[Any], bool]:

@@ -50,10 +50,10 @@ def dress(
     if joint and joint.k > 1 and sampler is None:
         raise UserError(f"recipe {name} draws {joint.k} tokens a forward, and this model has no joint sampler")
     fits("cfg", scale, slots)
-    _check_draws(draws, recipe, model.config, slots)
+    check_draws(draws, recipe, model.config, slots)
     base: Denoiser = network
     if any(listed(scale)):
-        _check_guidance(recipe, model.config)
+        check_guidance(recipe, model.config)
         base = ClassifierFree(base, probed(Plain(model, cached=recipe.cached, **sizes), recipe), scale)
     settings = {f.name: getattr(draws, f.name) for f in fields(Draws)}
     denoise: Denoiser = Sampled(base, **settings) if draws.active else base
@@ -94,7 +94,7 @@ def _name(recipe: Recipe) -> str:
     return repr(recipe.name) if recipe.name else repr(recipe)
 
 
-def _check_guidance(recipe: Recipe, model: ModelConfig) -> None:
+def check_guidance(recipe: Recipe, model: ModelConfig) -> None:
     """UserError where guidance away from the unprompted cannot be had."""
     if model.autoregressive or model.mask_id < 0:
         raise UserError("cfg masks the prompt, and an autoregressive model has no mask; use a masked model, or cfg=0")
@@ -105,7 +105,7 @@ def _check_guidance(recipe: Recipe, model: ModelConfig) -> None:
         )
 
 
-def _check_draws(draws: Draws, recipe: Recipe, model: ModelConfig, slots: int) -> None:
+def check_draws(draws: Draws, recipe: Recipe, model: ModelConfig, slots: int) -> None:
     """UserError where the settings and the recipe, the model or the number of rows do not go together."""
     draws.check(slots)
     for bias in listed(draws.logit_bias):

@@ -135,8 +135,10 @@ class Tokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """Ids that ask for an answer to `text`: as one user message, or plainly (after BOS, if the model wants one)."""
-        if self._template is not None:
-            return self.chat([{"role": "user", "content": text}])
+        return self.plain(text) if self._template is None else self.chat([{"role": "user", "content": text}])
+
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text to continue: after BOS, if the model wants one."""
         bos = self.bos_id
         return [*([bos] if bos is not None and self._adds_bos(bos) else []), *self.encode(text)]
 
