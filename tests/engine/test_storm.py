@@ -134,3 +134,18 @@ def test_a_fault_ends_its_own_lane_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(bad.error, ZeroDivisionError)
     assert told(good) == alone(0)
     assert told(engine.run([asked(7)])[0]) == alone(7), "its slots can be used again"
+
+
+def test_an_empty_lane_is_used_again() -> None:
+    engine = Engine(model(), rows=2)
+    engine.run([asked(0)])
+    lanes = [*engine.lanes.values()]
+    engine.run([asked(1)])
+    assert [*engine.lanes.values()] == lanes
+
+
+def test_lanes_of_the_past_are_given_up() -> None:
+    engine = Engine(model(), rows=2)
+    for scale in range(1, 9):
+        engine.run([ask(model(), PROMPT.format(2, 3), Settings(cfg=scale / 8))])
+    assert len(engine.lanes) <= 4

@@ -133,7 +133,7 @@ def test_the_newest_is_taken_and_a_quick_run_only_where_there_is_no_other(tmp_pa
 
 def test_a_summary_of_an_unknown_shape_is_told_as_tables(tmp_path):
     summary = {"curve": [{"step": 1, "right": {"value": 0.5, "low": 0.25, "high": 0.75}, "deep": {"a": [1, 2, 3]}}]}
-    text = told(written(tmp_path, "control", {"seed": 0}, [{"a": 1}], {**summary, "best": "prophet", "ok": True}))
+    text = told(written(tmp_path, "peer", {"seed": 0}, [{"a": 1}], {**summary, "best": "prophet", "ok": True}))
     assert "| step | right |" in text and "| 1 | 0.5 [0.25, 0.75] |" in text
     assert "- best: prophet" in text and "- ok: yes" in text
 

@@ -12,6 +12,7 @@ import typer
 
 from unmask.cli import (
     bench,
+    control,
     demo,
     doctor,
     emergence,
@@ -20,6 +21,7 @@ from unmask.cli import (
     peer,
     recipes,
     report,
+    serve,
     study,
     trace,
     train,
@@ -50,12 +52,14 @@ for name, function in (
     ("verify", verify.verify),
     ("doctor", doctor.doctor),
     ("report", report.report),
+    ("serve", serve.serve),
 ):
     app.command(name)(function)
 app.add_typer(train_blocks.app, name="train")
 for name, function in (("step", bench.step), ("ar", bench.ar), ("batch", bench.batch), ("gap", gap.gap)):
     study.app.command(name)(function)
 study.app.command("emergence")(emergence.emergence)
+study.app.command("control")(control.control)
 study.app.command("peer")(peer.peer)
 app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")

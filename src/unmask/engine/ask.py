@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -45,6 +45,10 @@ class Ask:
     automaton: Any = None
     """What the response must match (denoise/automaton.py)."""
 
+    def again(self, seed: int) -> Ask:
+        """The same request, drawn with another seed."""
+        return replace(self, canvas=replace(self.canvas, seed=torch.full_like(self.canvas.seed, seed)))
+
     @property
     def cells(self) -> int:
         """All columns of the row: what it takes from a token budget."""
@@ -82,11 +86,13 @@ def ask(
     max_steps: int | None = None,
     top: int | None = None,
     detail: bool = False,
+    matching: Mapping[str, Any] | None = None,
 ) -> Ask:
     """An Ask for one prompt (a text, a conversation, or ids); UserError for what `Model.generate` would refuse too.
 
     `pins` are cells of the response that are given. `prediction`: what the response will probably say; its cells are
-    decided from the start, and a recipe that revises gives back those that the model doubts.
+    decided from the start, and a recipe that revises gives back those that the model doubts. `matching`: what the
+    response must match, as OpenAI's `response_format` says it.
     """
     canvas, recipe = model.lay([prompt], settings, suffix=suffix)
     config, origin = model.network.config, int(canvas.origin[0])

@@ -92,6 +92,11 @@ class Engine:
         return sum(map(len, self.lanes.values()))
 
     @property
+    def used(self) -> int:
+        """Cells of the rows that are being decoded, out of `cells`."""
+        return sum(ticket.ask.cells for lane in self.lanes.values() for ticket in lane.tickets)
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self.queue)
@@ -144,15 +149,16 @@ class Engine:
 
     def _admit(self) -> None:
         """Strictly in order, so that nobody starves behind smaller requests."""
-        used = sum(ticket.ask.cells for lane in self.lanes.values() for ticket in lane.tickets)
-        live, found = self.live, dict[tuple[object, ...], list[Ticket]]()
+        used, live, found = self.used, self.live, dict[tuple[object, ...], list[Ticket]]()
         with self._lock:
             while self.queue and live < self.rows and used + self.queue[0].ask.cells <= self.cells:
                 ticket = self.queue.popleft()
                 live, used = live + 1, used + ticket.ask.cells
                 found.setdefault(ticket.ask.key, []).append(ticket)
         for key, tickets in found.items():
-            lane = self.lanes.pop(key, None) or Lane(self.model, tickets[0].ask, slots=self.rows, length=self.length)
+            lane = self.lanes.pop(key, None)
+            if lane is None:  # an empty lane is false too
+                lane = Lane(self.model, tickets[0].ask, slots=self.rows, length=self.length)
             self.lanes[key] = lane  # the lane used last is given up last
             now = time.perf_counter()
             for ticket in tickets:

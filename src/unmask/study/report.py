@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unmask.study import decode_questions, decode_show, emergence_show, gap_show, levers_show
+from unmask.study import control_show, decode_questions, decode_show, emergence_show, gap_show, levers_show
 from unmask.study.report_answers import Answer, answers
 from unmask.study.report_folders import KINDS, Folder, gather
 from unmask.study.report_notes import NOTES
@@ -109,6 +109,14 @@ def emergence(folder: Folder) -> Iterator[str]:
     yield f"{show.verdict(summary)}\n"
 
 
+def control(folder: Folder) -> Iterator[str]:
+    """Success, fluency and cost by task, whether control is kept, what was refused, and the rule."""
+    yield f"{control_show.settings(folder.config)}.\n\n{control_show.LEGEND}\n"
+    for title, heads, rows in control_show.tables(folder.summary):
+        yield f"### {title}\n\n{table(heads, rows)}"
+    yield f"{folder.summary['rule']} Margin {folder.summary['margin']:g}.\n"
+
+
 def decode(folder: Folder) -> Iterator[str]:
     """The questions that the run answers; all cases are on a page of their own."""
     yield f"{decode_questions.RULE}\n"
@@ -154,7 +162,7 @@ def cell(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) else None
 
 
-SECTIONS = {"gap": gap, "emergence": emergence, "decode": decode, "levers": levers}
+SECTIONS = {"gap": gap, "emergence": emergence, "control": control, "decode": decode, "levers": levers}
 """How each kind whose shape is known is told."""
 
 
@@ -180,7 +188,7 @@ def draw(folders: Sequence[Folder], beside: Path) -> None:
             path.unlink(missing_ok=True)
         elif folder.kind in whole:
             whole[folder.kind].draw(folder.summary, path)
-        elif folder.kind in SECTIONS:
+        elif folder.kind in ("decode", "levers"):
             drawn = decode_plot if folder.kind == "decode" else levers_plot
             drawn.draw(folder.summary["cases"], path, folder.name)
 

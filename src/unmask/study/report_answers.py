@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unmask.study import gap_show
+from unmask.study import control_cases, control_show, control_summary, gap_show
 from unmask.study.gap_cases import LEVERS
 from unmask.study.levers_show import number
 from unmask.study.report_folders import Folder
@@ -208,9 +208,69 @@ def _chosen(line: Row, margin: float) -> str:
     )
 
 
+KEPT = ("task", "decoder", "speed", "success", "over vanilla", "in words", "log-likelihood over vanilla")
+CONTROL = (
+    "Of the tasks on which vanilla decoding succeeds more often than the twin that writes left to right and cannot see "
+    "given words ahead (there is an advantage: the whole interval of the paired difference is above 0), and of the "
+    "decoders of the masked model and its student that are faster than vanilla by the whole interval of the speed-up: "
+    "yes if one keeps control there (the whole interval of its success minus that of vanilla is at or above minus the "
+    "margin), no if every one loses it (the whole interval is below), else not shown. That one of several decoders "
+    "keeps control may be chance, so all are listed. A refusal counts as a failure."
+)
+
+
 def _control(by_kind: Mapping[str, Folder]) -> Answer:
-    question = "Is the advantage in control separate from speed?"
-    rule = "Answered only where success under constraints was measured with and without the levers."
-    if "control" not in by_kind:
+    question, found = "Is the advantage in control separate from speed?", by_kind.get("control")
+    if found is None:
+        rule = "Answered only where success under constraints was measured with and without the levers."
         return Answer(question, "not measured yet", rule, ["No results folder holds such a run."])
-    return Answer(question, "measured, and left to the reader", rule, ["The table of `control` is below."])
+    lines = found.summary["rows"]
+    told = Answer(question, "", CONTROL, heads=KEPT)
+    words = []
+    for task in dict.fromkeys(line["task"] for line in lines):
+        own = [line for line in lines if line["task"] == task]
+        words.append(f"{task}: {separate(own)}")
+        told.reasons.append(_advantage(task, own))
+        told.rows += [[task, *_kept(line)] for line in own if _quicker(line)]
+    refused = sorted({f"{line['case']} ({line['task']})" for line in lines if line["refused"] == 1})
+    told.reasons.append(f"Refused outright: {', '.join(refused) or 'nothing'}.")
+    for verdict in (control_summary.LOSES, control_summary.KEEPS):
+        names = [one["case"] for one in found.summary["verdicts"] if one["verdict"] == verdict]
+        where = "on some task" if verdict == control_summary.LOSES else "on all tasks"
+        told.reasons.append(f"In all, {verdict} {where}: {', '.join(names) or 'none'}.")
+    told.word = ", ".join(words) + _hedged(found)
+    return told
+
+
+def _quicker(line: Row) -> bool:
+    """Is a masked model or a student faster than vanilla by the whole interval?"""
+    rate = line["speedup"]
+    return line["role"] != "twin" and rate is not None and rate["low"] is not None and rate["low"] > 1
+
+
+def separate(lines: Sequence[Row]) -> str:
+    """The answer for one task, by CONTROL."""
+    (vanilla,) = (line for line in lines if line["case"] == control_cases.VANILLA)
+    over = vanilla["over_blind"]
+    if over is None or not over["low"] > 0:
+        return "no advantage shown"
+    verdicts = [line["verdict"] for line in lines if _quicker(line)]
+    if control_summary.KEEPS in verdicts:
+        return "yes"
+    return "no" if verdicts and all(one == control_summary.LOSES for one in verdicts) else "not shown"
+
+
+def _advantage(task: str, lines: Sequence[Row]) -> str:
+    (vanilla,) = (line for line in lines if line["case"] == control_cases.VANILLA)
+    others = [line for line in lines if line["role"] == "twin" and line["refused"] < 1]
+    told = "; ".join(f"{one['case']}: {control_show.estimate(one['success'])}" for one in others)
+    over = control_show.estimate(vanilla["over_blind"], "+.3f")
+    return (
+        f"{task}: vanilla succeeds in {control_show.estimate(vanilla['success'])} ({told}), {over} over the blind twin."
+    )
+
+
+def _kept(line: Row) -> list[str]:
+    rate, over = control_show.estimate(line["speedup"], ".2f"), control_show.estimate(line["over_vanilla"], "+.3f")
+    fluency = control_show.estimate(line["loglik_over_vanilla"], "+.2f")
+    return [line["case"], rate, control_show.estimate(line["success"]), over, line["verdict"], fluency]

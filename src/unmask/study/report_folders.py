@@ -129,7 +129,14 @@ def _rows(folder: Path) -> list[Row]:
 
 def _agree(folder: Folder) -> None:
     """UserError unless the rows are as many as the summary says, and come to the same."""
-    tellers = {"gap": _gap, "levers": _cases, "decode": _cases, "emergence": _emergence, "bench": _bench}
+    tellers = {
+        "gap": _gap,
+        "levers": _cases,
+        "decode": _cases,
+        "emergence": _emergence,
+        "bench": _bench,
+        "control": _control,
+    }
     if folder.kind not in tellers or (folder.kind == "bench" and folder.run["name"] != "bench"):
         return
     for name, own, count, said in tellers[folder.kind](folder):
@@ -201,3 +208,12 @@ def _bench(folder: Folder) -> Iterator[Told]:
         own[row["recipe"]].append(row)
     for line in folder.summary["rows"]:
         yield line["recipe"], own[line["recipe"]], line["runs"], {}
+
+
+def _control(folder: Folder) -> Iterator[Told]:
+    own = defaultdict(list)
+    for row in folder.rows:
+        own[row["case"], row["task"]].append({"seconds": 0, **row})
+    for line in folder.summary["rows"]:
+        said = {"accuracy": line["success"]["value"]}
+        yield f"{line['case']}, {line['task']}", own[line["case"], line["task"]], line["n"], said

@@ -1,0 +1,1 @@
+"""The engine over HTTP: OpenAI's endpoints, metrics, and a playground."""
