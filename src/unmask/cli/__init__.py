@@ -12,12 +12,16 @@ import typer
 
 from unmask.cli import (
     bench,
+    chat,
     control,
     demo,
     doctor,
     emergence,
     gap,
     generate,
+    harness,
+    load,
+    offline,
     peer,
     recipes,
     report,
@@ -45,6 +49,7 @@ app = typer.Typer(
 for name, function in (
     ("demo", demo.demo),
     ("generate", generate.generate),
+    ("chat", chat.chat),
     ("recipes", recipes.recipes),
     ("explain", recipes.explain),
     ("export", train.export),
@@ -53,14 +58,17 @@ for name, function in (
     ("doctor", doctor.doctor),
     ("report", report.report),
     ("serve", serve.serve),
+    ("batch", offline.batch),
 ):
     app.command(name)(function)
+app.command("eval")(harness.eval_)
 app.add_typer(train_blocks.app, name="train")
 for name, function in (("step", bench.step), ("ar", bench.ar), ("batch", bench.batch), ("gap", gap.gap)):
     study.app.command(name)(function)
 study.app.command("emergence")(emergence.emergence)
 study.app.command("control")(control.control)
 study.app.command("peer")(peer.peer)
+study.app.command("serve")(load.load)
 app.add_typer(study.app, name="bench")
 app.add_typer(trace.app, name="trace")
 

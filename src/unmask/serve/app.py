@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unmask import __version__, recipes
-from unmask.engine import Engine, Full
+from unmask.engine import Counts, Engine, Full, ask
 from unmask.errors import UserError
 from unmask.generate import LENGTH, Model
 from unmask.serve import reading
@@ -60,6 +60,13 @@ class Server:
         self.engines = {name: Engine(model, **made) for name, model in self.models.items()}
         self.worker = Worker(self.engines)
         self.metrics = Metrics(self.worker)
+
+    def warm(self) -> None:
+        """One response of every model, so that the first request does not pay for what is made once."""
+        for name, model in self.models.items():
+            engine = self.engines[name]
+            engine.run([ask(model, [0] * 4, Settings(length=min(4, engine.length - 4)))] if engine.length > 4 else [])
+            engine.counts = Counts()
 
     async def answer(self, body: Common, read: Callable[..., Reading], request: Request) -> Response:
         """Decode what a body asks for, whole or as a stream."""

@@ -46,6 +46,7 @@ def bound(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(2048)  # from now on clients wait instead of being refused
     except (OSError, OverflowError) as error:
         sock.close()
         told = getattr(error, "strerror", None) or error
@@ -62,6 +63,7 @@ def serve(models: Mapping[str, Model], options: Options, *, host: str, port: int
     """Serve until a signal."""
     sock = bound(host, port)
     server = Server(models, options)
+    server.warm()
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
     config = uvicorn.Config(
         application(server),
