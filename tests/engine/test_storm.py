@@ -9,6 +9,7 @@ import pytest
 
 import unmask
 from unmask.engine import Ask, Engine, Full, Ticket, ask
+from unmask.engine.lane import Lane
 from unmask.errors import UserError
 from unmask.generate import Model
 from unmask.settings import Settings
@@ -149,3 +150,23 @@ def test_lanes_of_the_past_are_given_up() -> None:
     for scale in range(1, 9):
         engine.run([ask(model(), PROMPT.format(2, 3), Settings(cfg=scale / 8))])
     assert len(engine.lanes) <= 4
+
+
+def test_what_no_lane_can_hold_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="joint sampler"):
+        ask(model("d2f"), PROMPT.format(1, 2), Settings(recipe="adjust"))
+    engine, made = Engine(model(), rows=3), Lane.__init__
+
+    def broken(self: Lane, of: Model, kind: Ask, **more: int) -> None:
+        if kind.recipe.name == "guided":
+            raise ValueError("no")
+        made(self, of, kind, **more)
+
+    monkeypatch.setattr(Lane, "__init__", broken)
+    good, bad = engine.submit([asked(0), asked(8)])
+    while engine.tick():
+        pass
+    assert isinstance(bad.error, ValueError) and told(good) == alone(0)
+    late = engine.submit([asked(1)])[0]
+    engine.reset(RuntimeError("all"))
+    assert late.ended and engine.idle and engine.counts.failed == 2

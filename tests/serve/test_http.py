@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -146,6 +147,38 @@ def test_logprobs_are_those_of_the_commit(http) -> None:
     chat = http.post("/v1/chat/completions", json={**CHAT, "logprobs": True, "top_logprobs": 2}).json()
     entry = chat["choices"][0]["logprobs"]["content"][0]
     assert bytes(entry["bytes"]).decode() == entry["token"] and len(entry["top_logprobs"]) == 2
+
+
+def test_structured_output(http) -> None:
+    regex = r"(\d+ [*+/-] \d+ = \d+( ; )?)+#### \d+"
+    told = {"response_format": {"type": "regex", "regex": regex.replace("( ; )?", "( ;)? ")}, "logprobs": 20}
+    for extra in ({}, {"temperature": 1.5}, {"diffusion": {"recipe": "prophet"}}, {"model": "twin"}, {"model": "d2f"}):
+        choice = complete(http, max_tokens=24, **told, **extra)["choices"][0]
+        assert re.fullmatch(told["response_format"]["regex"], choice["text"]), choice  # type: ignore[index]
+        assert choice["finish_reason"] == "stop"
+        streamed = chunks(http, prompt=PROMPT, max_tokens=24, **told, **extra, seed=1)
+        assert re.fullmatch(told["response_format"]["regex"], "".join(c["choices"][0]["text"] for c in streamed))  # type: ignore[index]
+    word = complete(
+        http, prompt=RESTAURANT, response_format={"type": "regex", "regex": r"(Blue|Green) [a-z]+"}, max_tokens=4
+    )
+    assert word["choices"][0]["text"].split()[0] in ("Blue", "Green")
+    infill = {
+        "suffix": " near the river .",
+        "max_tokens": 6,
+        "response_format": {"type": "regex", "regex": "is a( [a-z]+)+"},
+    }
+    assert complete(http, prompt=RESTAURANT, **infill)["choices"][0]["text"].startswith("is a ")
+    for wrong, word in (
+        ({"type": "regex", "regex": "("}, "regex"),
+        ({"type": "json_schema", "json_schema": {}}, "schema"),
+        ({"type": "yaml"}, "type is one of"),
+    ):
+        answer = http.post("/v1/completions", json={"prompt": PROMPT, "response_format": wrong})
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"]
+    short = http.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 3, **told})
+    assert short.status_code == 400 and "7 cells" in short.json()["error"]["message"]
+    revising = http.post("/v1/completions", json={"prompt": PROMPT, "diffusion": {"recipe": "wino"}, **told})
+    assert revising.status_code == 400 and "revises" in revising.json()["error"]["message"]
 
 
 def test_effort_is_a_preset_of_speed(http) -> None:

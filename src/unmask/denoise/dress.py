@@ -43,12 +43,11 @@ def dress(
     that judges them, the blend of both. UserError where the recipe needs a network that is not given, or cannot be
     stacked with these settings.
     """
-    draws, name = draws or Draws(), _name(recipe)
+    draws = draws or Draws()
     scale = each("cfg", cfg, partial(number, "cfg"))
     sizes = {"slots": slots, "length": length, "layout": layout_of(recipe, model.config.layout)}
     joint, network = recipe.joint, probed(plain or Plain(model, cached=recipe.cached, **sizes), recipe)
-    if joint and joint.k > 1 and sampler is None:
-        raise UserError(f"recipe {name} draws {joint.k} tokens a forward, and this model has no joint sampler")
+    check_second(recipe, guide, sampler)
     fits("cfg", scale, slots)
     check_draws(draws, recipe, model.config, slots)
     base: Denoiser = network
@@ -59,8 +58,6 @@ def dress(
     denoise: Denoiser = Sampled(base, **settings) if draws.active else base
     if joint:  # a single draw asks its network for nothing but drafts
         denoise = Jointly(cast(Plain, base), sampler, joint, recipe.unmask, draws.settle)
-    if recipe.guided and guide is None:
-        raise UserError(f"recipe {name} needs a guide, an autoregressive model of the same tokenizer; give `guide`")
     if recipe.guided and guide is not None:
         denoise = Guided(denoise, guide, slots=slots, length=length)
     for belief in recipe.beliefs:
@@ -92,6 +89,15 @@ def layout_of(recipe: Recipe, layout: Layout) -> Layout:
 
 def _name(recipe: Recipe) -> str:
     return repr(recipe.name) if recipe.name else repr(recipe)
+
+
+def check_second(recipe: Recipe, guide: Transformer | None, sampler: JointSampler | None) -> None:
+    """UserError where the recipe asks a network that is not given."""
+    name, joint = _name(recipe), recipe.joint
+    if joint and joint.k > 1 and sampler is None:
+        raise UserError(f"recipe {name} draws {joint.k} tokens a forward, and this model has no joint sampler")
+    if recipe.guided and guide is None:
+        raise UserError(f"recipe {name} needs a guide, an autoregressive model of the same tokenizer; give `guide`")
 
 
 def check_guidance(recipe: Recipe, model: ModelConfig) -> None:

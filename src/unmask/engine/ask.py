@@ -11,7 +11,10 @@ import torch
 
 from unmask.decode import Canvas, Recipe
 from unmask.denoise import Draws
-from unmask.denoise.dress import check_draws, check_guidance, layout_of
+from unmask.denoise.automaton import Automaton, automaton
+from unmask.denoise.constrained import check_recipe
+from unmask.denoise.dress import check_draws, check_guidance, check_second, layout_of
+from unmask.denoise.schema import fits, pattern
 from unmask.errors import UserError
 from unmask.generate import Model
 from unmask.models.config import Layout
@@ -42,8 +45,8 @@ class Ask:
     """Keep the log-probability of each committed token, and those of so many likeliest ones."""
     detail: bool = False
     """Tell of every cell that was decided or drafted, not of the text alone."""
-    automaton: Any = None
-    """What the response must match (denoise/automaton.py)."""
+    language: tuple[Automaton, int] | None = None
+    """What the response must match, and how many cells that is about."""
 
     def again(self, seed: int) -> Ask:
         """The same request, drawn with another seed."""
@@ -113,9 +116,26 @@ def ask(
     if cfg:
         check_guidance(recipe, config)
     assert origin == int(canvas.origin[0]), "pins are cells of the response"
+    language = _language(model, canvas, recipe, end, matching)
     layout, second = layout_of(recipe, config.layout), model.second(recipe, settings)
+    check_second(recipe, **second)
     more: dict[str, Any] = {"stop": stop, "max_steps": max_steps, "top": top, "detail": detail}
-    return Ask(canvas, recipe, draws, end, layout, cfg=float(cfg), second=second, **more)
+    return Ask(canvas, recipe, draws, end, layout, cfg=float(cfg), second=second, language=language, **more)
+
+
+def _language(
+    model: Model, canvas: Canvas, recipe: Recipe, end: int, matching: Mapping[str, Any] | None
+) -> tuple[Automaton, int] | None:
+    """The automaton of a `response_format`; UserError if it cannot be one, or if no text of it fits the canvas."""
+    regex = pattern(matching)
+    if regex is None:
+        return None
+    check_recipe(recipe)
+    made = automaton(model.tokenizer, regex, eos=canvas.eos, never=(canvas.mask_id,))
+    cells = slice(int(canvas.origin[0]), end)
+    tokens, masked = canvas.tokens[0, cells].tolist(), canvas.masked[0, cells].tolist()
+    fits(made, [None if hole else token for token, hole in zip(tokens, masked, strict=True)])
+    return made, len(tokens)
 
 
 def pinned(canvas: Canvas, pins: Pins, end: int, count: int) -> Canvas:

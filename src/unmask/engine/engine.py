@@ -156,15 +156,36 @@ class Engine:
                 live, used = live + 1, used + ticket.ask.cells
                 found.setdefault(ticket.ask.key, []).append(ticket)
         for key, tickets in found.items():
-            lane = self.lanes.pop(key, None)
-            if lane is None:  # an empty lane is false too
-                lane = Lane(self.model, tickets[0].ask, slots=self.rows, length=self.length)
-            self.lanes[key] = lane  # the lane used last is given up last
-            now = time.perf_counter()
-            for ticket in tickets:
-                ticket.started = now
-                self.counts.prompt_tokens += ticket.ask.origin
-            lane.admit(tickets)
+            try:
+                self._join(key, tickets)
+            except Exception as error:  # what one kind of request meets must not end the others
+                self.lanes.pop(key, None)
+                self._fail(tickets, error)
+
+    def _join(self, key: tuple[object, ...], tickets: list[Ticket]) -> None:
+        """Put requests into their lane, which is made if there is none."""
+        lane = self.lanes.pop(key, None)
+        if lane is None:  # an empty lane is false too
+            lane = Lane(self.model, tickets[0].ask, slots=self.rows, length=self.length)
+        now = time.perf_counter()
+        for ticket in tickets:
+            ticket.started = now
+            self.counts.prompt_tokens += ticket.ask.origin
+        lane.admit(tickets)
+        self.lanes[key] = lane  # the lane used last is given up last
+
+    def _fail(self, tickets: list[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            ticket.error = ticket.error or error
+        self._end(tickets)
+
+    def reset(self, error: Exception) -> None:
+        """Fail every request there is, and begin anew."""
+        with self._lock:
+            waiting, self.queue = list(self.queue), deque()
+        live = [ticket for lane in self.lanes.values() for ticket in lane.tickets]
+        self.lanes = {}
+        self._fail([t for t in (*live, *waiting) if not t.ended], error)
 
     def _step(self, lane: Lane) -> None:
         """One forward of a lane, what it tells of it, and the rows that it ends."""
@@ -173,10 +194,8 @@ class Engine:
             before, canvas, event = lane.step()
             ended = look(self.model, lane, before, canvas, event)
         except Exception as error:  # one lane's fault must not end the others
-            for ticket in rows:
-                ticket.error = ticket.error or error
-            self._end(rows)
             lane.drop([True] * len(rows))
+            self._fail(rows, error)
             return
         self.counts.steps += 1
         self.counts.forwards += len(rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.decode import Canvas, Denoiser, Mixed, Recipe, Step, cat, step
 from unmask.denoise import Draws, dress
+from unmask.denoise.constrained import Constrained
 from unmask.denoise.plain import Plain
 from unmask.denoise.sampled import Sampled
 from unmask.engine.ask import Ask, Ticket
@@ -99,6 +100,8 @@ class Lane:
             self.denoise = Sampled(self.base, **{f.name: [getattr(d, f.name) for d in drawn] for f in fields(Draws)})
         else:
             self.denoise = self.base
+        if held := {slot: ask.language for slot, ask in enumerate(self.asks) if ask and ask.language}:
+            self.denoise = Constrained(self.denoise, held)
 
 
 def narrow(canvas: Canvas) -> Canvas:

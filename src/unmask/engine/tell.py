@@ -16,6 +16,8 @@ from unmask.template import shown
 if TYPE_CHECKING:
     from unmask.engine.lane import Lane
 
+LEAST = -9999.0
+"""A log-probability below this one is told as this one, as OpenAI does: JSON knows no infinity."""
 UNFINISHED = "\ufffd"
 """What a tokenizer shows for a character whose last bytes are still to come."""
 
@@ -55,7 +57,7 @@ class Telling:
         if ask.stop or ticket.follow or done:
             reason = self._follow(done)
         if done and reason is None:
-            reason = "stop" if self._ended() else "length"
+            reason = "stop" if ask.language or self._ended() else "length"  # a whole text of a language is an end
         if reason is None and ask.max_steps is not None and step >= ask.max_steps:
             self._follow(True)
             reason = "length"
@@ -115,8 +117,8 @@ class Telling:
         for column, mine, ids, values in zip(
             columns.tolist(), own, best.indices.tolist(), best.values.tolist(), strict=True
         ):
-            likely = tuple(zip(ids[:top], values[:top], strict=True))
-            self.ticket.logprobs[column - self.ask.origin] = (mine, likely)
+            likely = tuple((i, v) for i, v in zip(ids[:top], values[:top], strict=True) if v > LEAST)
+            self.ticket.logprobs[column - self.ask.origin] = (max(mine, LEAST), likely)
 
     def _cells(self) -> dict[str, tuple]:
         """Every cell that was decided, given back or drafted."""

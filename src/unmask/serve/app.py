@@ -70,7 +70,7 @@ class Server:
 
     async def answer(self, body: Common, read: Callable[..., Reading], request: Request) -> Response:
         """Decode what a body asks for, whole or as a stream."""
-        found = read(body, self.models, self.options.limits)
+        found = await asyncio.to_thread(read, body, self.models, self.options.limits)
         name = next(name for name, model in self.models.items() if model is found.model)
         stream = bool(body.stream)
         watch = self.worker.submit(self.engines[name], found.asks, follow=stream)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from unmask.engine import Ask, Engine, Full, Ticket, Update
 
+log = logging.getLogger("unmask.serve")
 Heard = tuple[Ticket, Update | None]
 
 
@@ -61,10 +63,20 @@ class Worker:
 
     def _run(self) -> None:
         while not self.stopped:
-            busy = [engine.tick() for engine in self.engines.values()]
+            busy = [_ticked(engine) for engine in self.engines.values()]
             if not any(busy):
                 self._wake.wait(timeout=0.5)
                 self._wake.clear()
+
+
+def _ticked(engine: Engine) -> bool:
+    """`engine.tick()`; whatever it meets, the thread lives on and nobody waits for ever."""
+    try:
+        return engine.tick()
+    except Exception as error:
+        log.exception("the engine met a fault and begins anew")
+        engine.reset(error)
+        return False
 
 
 class Watch:
