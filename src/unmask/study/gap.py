@@ -267,7 +267,7 @@ def main(
         }
         todo = work(models, plan, splits["test"][0])
         kept = keep(
-            "gap",
+            "gap" if length == Plan.length else f"gap-{length}",
             asdict(plan),
             out,
             rows=lambda found: rows(todo, models, splits, plan, found),

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unmask.study import control_show, decode_questions, decode_show, emergence_show, gap_show, levers_show
+from unmask.study import control_show, decode_questions, decode_show, emergence_show, gap_show, levers_show, load_show
 from unmask.study.report_answers import Answer, answers
 from unmask.study.report_folders import KINDS, Folder, gather
 from unmask.study.report_notes import NOTES
@@ -18,10 +18,13 @@ WIDE = 14
 """Columns of a table of results whose shape this page does not know."""
 LONG = 60
 """Rows of such a table."""
+FLEXIBLE = ("accuracy_flexible", "ci_flexible")
 TITLES = {
     "gap": "The gap to an autoregressive twin",
     "emergence": "When the answer emerges",
     "control": "Control under speed",
+    "eval": "Benchmark tasks, the embedded models' honest scores",
+    "serve": "A server under load",
     "decode": "Decoding at several lengths, and a distilled student",
     "levers": "What each lever is worth",
     "bench": "What a step costs",
@@ -117,6 +120,35 @@ def control(folder: Folder) -> Iterator[str]:
     yield f"{folder.summary['rule']} Margin {folder.summary['margin']:g}.\n"
 
 
+def scores(folder: Folder) -> Iterator[str]:
+    """Each task: how many are right, strictly and by the last number anywhere, and what an answer took."""
+    config = folder.config
+    yield f"{config['model']} by `{config['recipe_used']}`, {config['cells']} cells.\n"
+    heads = ("task", "problems", "right", "right, last number", "forwards", "positions", "useful tok/s", "not asked")
+    rows = []
+    for line in folder.summary["tasks"]:
+        shares = [_share(line.get(key), line.get(ends)) for key, ends in (("accuracy", "ci"), FLEXIBLE)]
+        numbers = [cell(line.get(key)) or "-" for key in ("forwards", "positions", "useful_tok_s", "not_asked")]
+        rows.append([line["task"], str(line["problems"]), *shares, *numbers])
+    yield table(heads, rows)
+
+
+def _share(value: float | None, ends: Sequence[float] | None) -> str:
+    return "-" if value is None or not ends else f"{value:.2%} [{ends[0]:.2%}, {ends[1]:.2%}]"
+
+
+def serve(folder: Folder) -> Iterator[str]:
+    """Throughput and latency at each level of load."""
+    plan = folder.summary["plan"]
+    yield (
+        f"{plan['model']}{', recipe ' + plan['recipe'] if plan['recipe'] else ''}, {plan['dtype']}, at most "
+        f"{plan['rows']} decoded at once, {plan['requests']} requests a level; milliseconds; ttft: to the first "
+        f"committed text; good: within {plan['slo']:g} s.\n"
+    )
+    first = folder.summary["rows"][0]
+    yield table(load_show.HEADS, [load_show.cells(line, first) for line in folder.summary["rows"]])
+
+
 def decode(folder: Folder) -> Iterator[str]:
     """The questions that the run answers; all cases are on a page of their own."""
     yield f"{decode_questions.RULE}\n"
@@ -162,13 +194,16 @@ def cell(value: Any) -> str | None:
     return str(value) if isinstance(value, int | str) else None
 
 
-SECTIONS = {"gap": gap, "emergence": emergence, "control": control, "decode": decode, "levers": levers}
+SECTIONS = {
+    **{"gap": gap, "emergence": emergence, "control": control, "eval": scores, "serve": serve},
+    **{"decode": decode, "levers": levers},
+}
 """How each kind whose shape is known is told."""
 
 
 def picture(folder: Folder, beside: Path) -> Path:
-    """Where the picture of a folder stands: beside the page, by the folder's kind."""
-    return beside.with_name(f"{beside.stem}-{folder.kind}.svg")
+    """Where the picture of a folder stands: beside the page, by the run's name."""
+    return beside.with_name(f"{beside.stem}-{folder.run['name']}.svg")
 
 
 def pictures(folders: Sequence[Folder], beside: Path) -> dict[str, str]:

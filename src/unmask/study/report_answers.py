@@ -36,7 +36,8 @@ class Answer:
 
 def answers(folders: Sequence[Folder]) -> list[Answer]:
     """All three; what was not measured is said."""
-    by_kind = {folder.run["name"] if folder.kind == "bench" else folder.kind: folder for folder in folders}
+    named = [(folder.run["name"] if folder.kind == "bench" else folder.kind, folder) for folder in folders]
+    by_kind = dict(reversed(named))  # of a kind the first: a gap at the pair's own length, not one at another
     return [_combine(by_kind), _practice(by_kind), _control(by_kind)]
 
 

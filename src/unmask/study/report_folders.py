@@ -15,7 +15,7 @@ from unmask.errors import UserError
 
 Row = dict[str, Any]
 FILES = ("run.json", "rows.jsonl", "summary.json")
-KINDS = ("gap", "emergence", "control", "decode", "levers", "bench", "peer")
+KINDS = ("gap", "emergence", "control", "eval", "serve", "decode", "levers", "bench", "peer")
 """What a page tells of, in its order; of these, or with a dash and more behind it."""
 AGAIN = "measure again, or leave the folder out"
 
@@ -136,6 +136,8 @@ def _agree(folder: Folder) -> None:
         "emergence": _emergence,
         "bench": _bench,
         "control": _control,
+        "eval": _eval,
+        "serve": _serve,
     }
     if folder.kind not in tellers or (folder.kind == "bench" and folder.run["name"] != "bench"):
         return
@@ -185,6 +187,19 @@ def _cases(folder: Folder) -> Iterator[Told]:
     keys = {"accuracy": "accuracy", "NFE": "forwards", "useful tok/s": "useful_tokens_per_second"}
     for line in folder.summary["cases"]:
         yield line["case"], own[line["case"]], line["items"], {what: line[key]["value"] for what, key in keys.items()}
+
+
+def _eval(folder: Folder) -> Iterator[Told]:
+    for line in folder.summary["tasks"]:
+        own = [row for row in folder.rows if row["task"] == line["task"]]
+        told = [{**row, "right": row.get("correct") or 0} for row in own]
+        yield line["task"], told, line["problems"], {"accuracy": line["accuracy"]} if line["runner"] == "unmask" else {}
+
+
+def _serve(folder: Folder) -> Iterator[Told]:
+    for line in folder.summary["rows"]:
+        own = [row for row in folder.rows if (row["kind"], row["level"]) == (line["kind"], line["level"])]
+        yield f"{line['kind']} {line['level']:g}", own, line["requests"], {}
 
 
 def _emergence(folder: Folder) -> Iterator[Told]:
