@@ -47,9 +47,9 @@ def dress(
     scale = each("cfg", cfg, partial(number, "cfg"))
     sizes = {"slots": slots, "length": length, "layout": layout_of(recipe, model.config.layout)}
     joint, network = recipe.joint, probed(plain or Plain(model, cached=recipe.cached, **sizes), recipe)
-    check_second(recipe, guide, sampler)
     fits("cfg", scale, slots)
     check_draws(draws, recipe, model.config, slots)
+    check_second(recipe, guide, sampler)
     base: Denoiser = network
     if any(listed(scale)):
         check_guidance(recipe, model.config)
