@@ -45,6 +45,13 @@ def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
         process.stderr.close()
 
 
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server that asks for a key."""
+    with served("dllm", "twin", "--api-key", "key") as (_, found):
+        yield found
+
+
 def post(port: int, body: dict[str, object]) -> tuple[int, dict]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
@@ -53,11 +60,11 @@ def post(port: int, body: dict[str, object]) -> tuple[int, dict]:
 
 
 def test_it_finishes_what_it_has_begun_and_stops() -> None:
-    long = {"prompt": PROMPT, "max_tokens": 600, "diffusion": {"recipe": "llada", "steps": 600}, "ignore_eos": True}
+    long = {"prompt": PROMPT, "max_tokens": 250, "diffusion": {"recipe": "llada", "steps": 250}, "ignore_eos": True}
     with served("dllm") as (process, port):
         assert post(port, {"prompt": PROMPT})[0] == 200
         answers: list[int] = []
-        thread = threading.Thread(target=lambda: answers.append(post(port, {**long, "diffusion_max_steps": 120})[0]))
+        thread = threading.Thread(target=lambda: answers.append(post(port, {**long, "diffusion_max_steps": 90})[0]))
         thread.start()
         time.sleep(0.4)
         process.send_signal(signal.SIGTERM)
@@ -70,7 +77,7 @@ def test_it_finishes_what_it_has_begun_and_stops() -> None:
 
 def test_a_second_signal_stops_at_once() -> None:
     with served("dllm") as (process, port):
-        body = {"prompt": PROMPT, "max_tokens": 900, "diffusion": {"recipe": "llada", "steps": 900}, "ignore_eos": True}
+        body = {"prompt": PROMPT, "max_tokens": 400, "diffusion": {"recipe": "llada", "steps": 400}, "ignore_eos": True}
 
         def ask() -> None:
             with pytest.raises((OSError, http.client.HTTPException, ValueError)):
@@ -111,28 +118,20 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         assert word in capsys.readouterr().err
 
 
-def test_bench_serve_measures_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with served("d2f") as (_, port):
-        options = [
-            "--url",
-            f"http://127.0.0.1:{port}",
-            "--model",
-            "d2f",
-            "--requests",
-            "8",
-            "--out",
-            str(tmp_path),
-            "--json",
-        ]
-        assert main(["bench", "serve", "--concurrency", "1,4", "--rate", "40", *options]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert [row["level"] for row in found["rows"]] == [1, 4, 40]
-        for row in found["rows"]:
-            assert row["failed"] == 0 and 0 < row["ttft_p50"] <= row["seconds_p50"] <= row["seconds_p99"]
-        rows = [json.loads(text) for text in (Path(found["folder"]) / "rows.jsonl").read_text().splitlines()]
-        assert len(rows) == 24 and all(row["status"] == 200 for row in rows)
-        assert main(["bench", "serve", "--concurrency", "2", *options, "--model", "twin"]) == 1, "it has no twin"
-        assert json.loads(capsys.readouterr().out)["rows"][0]["failed"] == 8
+def test_bench_serve_measures_a_server(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--url", f"http://127.0.0.1:{port}", "--requests", "8", "--out", str(tmp_path), "--json"]
+    monkeypatch.setenv("UNMASK_API_KEY", "key")
+    assert main(["bench", "serve", "--concurrency", "1,4", "--rate", "40", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["level"] for row in found["rows"]] == [1, 4, 40]
+    for row in found["rows"]:
+        assert row["failed"] == 0 and 0 < row["ttft_p50"] <= row["seconds_p50"] <= row["seconds_p99"]
+    rows = [json.loads(text) for text in (Path(found["folder"]) / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 24 and all(row["status"] == 200 for row in rows)
+    assert main(["bench", "serve", "--concurrency", "2", *options, "--model", "d2f"]) == 1, "it is not served"
+    assert json.loads(capsys.readouterr().out)["rows"][0]["failed"] == 8
 
 
 def test_percentiles_and_arrivals() -> None:
@@ -164,28 +163,25 @@ def test_chat_answers_lines_and_survives_mistakes(
     assert len(told.err.strip().split("\n")) == 3 and "did you mean 'dual'" in told.err
 
 
-def test_the_official_client() -> None:
+def test_the_official_client(port: int) -> None:
     openai = pytest.importorskip("openai")
-    with served("dllm", "twin", "--api-key", "key") as (_, port):
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key")
-        said: list = [{"role": "user", "content": PROMPT}]
-        whole = client.chat.completions.create(model="dllm", messages=said, seed=3, logprobs=True, top_logprobs=2)
-        text = whole.choices[0].message.content
-        parts = client.chat.completions.create(model="dllm", messages=said, stream=True, extra_body={"diffusing": True})
-        assert "".join(part.choices[0].delta.content or "" for part in parts) == text
-        assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
-        infilled = client.completions.create(
-            model="dllm", prompt="name[Aromi], food[French]", suffix=" .", max_tokens=9
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key")
+    said: list = [{"role": "user", "content": PROMPT}]
+    whole = client.chat.completions.create(model="dllm", messages=said, seed=3, logprobs=True, top_logprobs=2)
+    text = whole.choices[0].message.content
+    parts = client.chat.completions.create(model="dllm", messages=said, stream=True, extra_body={"diffusing": True})
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+    infilled = client.completions.create(model="dllm", prompt="name[Aromi], food[French]", suffix=" .", max_tokens=9)
+    assert infilled.choices[0].text
+    stopped = client.completions.create(model="twin", prompt=PROMPT, stop="####", stream=True)
+    assert "####" not in "".join(part.choices[0].text for part in stopped)
+    assert [model.id for model in client.models.list()] == ["dllm", "twin"]
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        client.chat.completions.create(
+            model="dllm", messages=said, tools=[{"type": "function", "function": {"name": "f"}}]
         )
-        assert infilled.choices[0].text
-        stopped = client.completions.create(model="twin", prompt=PROMPT, stop="####", stream=True)
-        assert "####" not in "".join(part.choices[0].text for part in stopped)
-        assert [model.id for model in client.models.list()] == ["dllm", "twin"]
-        with pytest.raises(openai.BadRequestError, match="response_format"):
-            client.chat.completions.create(
-                model="dllm", messages=said, tools=[{"type": "function", "function": {"name": "f"}}]
-            )
-        with pytest.raises(openai.NotFoundError):
-            client.completions.create(model="none", prompt=PROMPT)
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=client.base_url, api_key="other").models.list()
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="none", prompt=PROMPT)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=client.base_url, api_key="other").models.list()
