@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,7 @@ def batch(
         raise UserError(f"{told}, and that needs {error.name}; pip install 'unmask[serve]'") from None
     from unmask.serve.files import Sink, Source
 
-    if source.exists() and target.exists() and source.samefile(target):
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise UserError("the results would replace the rows; choose another output")
     found = Source(source)
     with Sink(target, found.lines.keys()) as sink:

@@ -219,6 +219,7 @@ def deployment(serve: Any, options: Options, replicas: int) -> Any:
         serve.ingress(Late())(Unmask),
         name="engine",
         max_ongoing_requests=options.rows + options.queue,
+        max_queued_requests=options.queue,
         autoscaling_config={"min_replicas": 1, "max_replicas": replicas, "target_ongoing_requests": options.rows},
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=DRAIN_S,

@@ -53,7 +53,7 @@ class Source:
         """By id: its line, counted from 1."""
         self.models: dict[str | None, int] = {}
         """By name: how many rows ask for this model; None counts those that name none."""
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{path} is no file; the rows are read twice, first their ids and then what they ask")
         for number, row in self._read():
             self._note(number, row)
@@ -105,8 +105,8 @@ class Source:
 class Sink:
     """The file of results, which one run holds at a time. What is there stays; a broken last line is dropped.
 
-    UserError if another run holds it, or if it is not what a run over `ids` has left. Nothing is changed before the
-    first `add`, and a file that was made for nothing is removed again.
+    UserError if another run holds it, or if it is not what a run over `ids` has left. Nothing is changed before
+    `begin` or the first `add`, and a file that was made for nothing is removed again.
     """
 
     def __init__(self, path: Path, ids: Collection[str]) -> None:
@@ -115,10 +115,10 @@ class Sink:
         self.failed = 0
         """Results so far, from earlier runs too, that are errors."""
         self.end, self.begun, self.synced = 0, False, time.monotonic()
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{path} is no file; results are kept in one, so that a run can be taken up again")
         try:
-            self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
         try:
@@ -139,28 +139,32 @@ class Sink:
 
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
-        except OSError:
-            same = False
-        if not same:
-            self.end = -1  # not ours to remove
-            raise UserError(f"another run is writing {self.path}; wait for it, or choose another file")
+            if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                return
+            told = f"{self.path} was just replaced; try again"
+        except (BlockingIOError, FileNotFoundError):
+            told = f"another run is writing {self.path}; wait for it, or choose another file"
+        except OSError as error:
+            told = f"cannot lock {self.path}: {error.strerror or error}; choose a file on another disk"
+        self.end = -1  # not ours to remove
+        raise UserError(told)
 
     def _scan(self) -> None:
         """Read what is there: ids, errors, and where the last whole line ends."""
         torn = 0
-        for number, line in enumerate(self.file, 1):
-            if torn:
-                raise self._foreign(torn)
-            result = _result(line)
-            if result is None and not _broken(line):
-                raise self._foreign(number)
-            if result is None or not line.endswith(b"\n"):
-                torn = number
-                continue
-            self._known(number, key(result))
-            self.failed += result["error"] is not None
-            self.end += len(line)
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if torn:
+                    raise self._foreign(torn)
+                result = _result(line)
+                if result is None and not _broken(line):
+                    raise self._foreign(number)
+                if result is None or not line.endswith(b"\n"):
+                    torn = number
+                    continue
+                self._known(number, key(result))
+                self.failed += result["error"] is not None
+                self.end += len(line)
 
     def _foreign(self, number: int) -> UserError:
         return UserError(f"{self.path}, line {number}: not a result of `unmask batch`; choose another file")
@@ -173,17 +177,22 @@ class Sink:
             raise UserError(f"{self.path}, line {number}: id {found[:80]!r} is there twice; remove one of the lines")
         self.done.add(found)
 
+    def begin(self) -> None:
+        """Drop a broken last line, and go to the end."""
+        if not self.begun:
+            self.file.seek(self.end)
+            self.file.truncate()
+            self.begun = True
+
     def add(self, result: Result) -> bool:
         """Append one result as one write; False if it is there already. UserError where the disk does not take it."""
         if (found := key(result)) in self.done:
             return False
+        line = memoryview(encoded(result))
         try:
-            if not self.begun:
-                self.file.seek(self.end)
-                self.file.truncate()
-                self.begun = True
-            self.file.write(encoded(result))
-            self.file.flush()
+            self.begin()
+            while line:  # one write, unless a disk that is nearly full takes a part
+                line = line[self.file.write(line) :]
             if time.monotonic() - self.synced > SYNC_S:
                 self._sync()
         except OSError as error:
@@ -201,11 +210,15 @@ class Sink:
         """Put everything on the disk and let the file go."""
         if self.file.closed:
             return
-        if self.begun:
-            self._sync()
-        elif not self.end and not os.fstat(self.file.fileno()).st_size:
-            self.path.unlink(missing_ok=True)
-        self.file.close()
+        try:
+            if self.begun:
+                self._sync()
+            elif not self.end and not os.fstat(self.file.fileno()).st_size:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}; run again to check it") from None
+        finally:
+            self.file.close()
 
 
 def _result(line: bytes) -> Result | None:

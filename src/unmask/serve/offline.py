@@ -182,6 +182,7 @@ def write(results: Iterable[Result], sink: Sink, *, rows: int, tell: Callable[[S
             summary.add(result)
         summary.seconds = time.perf_counter() - began
         tell(summary)
+    sink.begin()
     if left := rows - len(sink.done):
         raise UserError(f"{left} rows have no result, the input changed or a machine was lost; run again to go on")
     return summary
