@@ -51,6 +51,6 @@ def serve(
     if ray:
         from unmask.serve.cluster import deploy
 
-        deploy(names, options, host=host, port=port, replicas=replicas, dtype=dtype)
+        deploy(names, options, host=host, port=port, replicas=replicas, dtype=dtype, device=device)
         return
     run(loaded(names, dtype=dtype, device=device), options, host=host, port=port, verbose=verbose)

@@ -147,11 +147,11 @@ class Unmask:
     app: ClassVar[Any] = None
     """The application of this process."""
 
-    def __init__(self, places: Sequence[str], options: Options, dtype: str) -> None:
+    def __init__(self, places: Sequence[str], options: Options, dtype: str, device: str) -> None:
         from unmask.serve.app import Server, application
         from unmask.serve.models import loaded
 
-        Unmask.app = application(Server(loaded(places, dtype=dtype), options))
+        Unmask.app = application(Server(loaded(places, dtype=dtype, device=device), options))
 
 
 class Late:
@@ -162,7 +162,16 @@ class Late:
         await Unmask.app(scope, receive, send)
 
 
-def deploy(names: Sequence[str], options: Options, *, host: str, port: int, replicas: int, dtype: str = "auto") -> None:
+def deploy(
+    names: Sequence[str],
+    options: Options,
+    *,
+    host: str,
+    port: int,
+    replicas: int,
+    dtype: str = "auto",
+    device: str = "cpu",
+) -> None:
     """Serve on Ray Serve until a signal: 1 to `replicas` replicas with an engine each, as many as requests need.
 
     The first SIGTERM or Ctrl-C takes no more requests and finishes what has begun, the second one stops.
@@ -179,8 +188,8 @@ def deploy(names: Sequence[str], options: Options, *, host: str, port: int, repl
         port = sock.getsockname()[1]
     with cluster(ray):
         serve.start(http_options={"host": host, "port": port})
-        made = [place for _, place in found], options, dtype
-        started(serve, deployment(serve, options, replicas).bind(*made))
+        made = [place for _, place in found], options, dtype, device
+        started(serve, deployment(serve, options, replicas, device).bind(*made))
         if host not in LOOPBACK and options.key is None:
             print("warning: anyone who reaches this machine can use the server; set --api-key", file=sys.stderr)
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -213,7 +222,7 @@ def reached(where: str) -> None:
     raise UserError(f"the replicas run, but nothing answers at {where}; is another cluster's proxy there?")
 
 
-def deployment(serve: Any, options: Options, replicas: int) -> Any:
+def deployment(serve: Any, options: Options, replicas: int, device: str) -> Any:
     """A replica takes what its engine decodes at once and lets wait; another one comes when the first is busy."""
     return serve.deployment(
         serve.ingress(Late())(Unmask),
@@ -221,7 +230,7 @@ def deployment(serve: Any, options: Options, replicas: int) -> Any:
         max_ongoing_requests=options.rows + options.queue,
         max_queued_requests=options.queue,
         autoscaling_config={"min_replicas": 1, "max_replicas": replicas, "target_ongoing_requests": options.rows},
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, **({"num_gpus": 1} if device.startswith("cuda") else {})},
         graceful_shutdown_timeout_s=DRAIN_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
