@@ -131,6 +131,8 @@ def test_seeds_choices_and_temperature(http) -> None:
     drawn = {"prompt": RESTAURANT, "temperature": 1.5, "seed": 11, "n": 3, "max_tokens": 24}
     first, second = complete(http, **drawn), complete(http, **drawn)
     assert first["choices"] == second["choices"] and len({c["text"] for c in first["choices"]}) > 1
+    once = complete(http, **{**drawn, "n": 1})["usage"]
+    assert first["usage"]["prompt_tokens"] == once["prompt_tokens"], "a prompt is counted once, whatever n is"
     alone = [complete(http, **{**drawn, "seed": 11 + i, "n": 1})["choices"][0]["text"] for i in range(3)]
     assert alone == [c["text"] for c in first["choices"]]
     assert complete(http, prompt=[PROMPT, RESTAURANT])["choices"][1]["index"] == 1

@@ -20,6 +20,8 @@ class Answer:
     chat: bool
     tickets: Sequence[Ticket]
     seed: int
+    each: int = 1
+    """Choices of each prompt, which is counted once."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     sent: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Answer:
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, and useful ones of the responses: up to and without the end."""
-        prompts = sum(t.ask.origin + t.ask.cells - t.ask.end for t in self.tickets)
+        prompts = sum(t.ask.origin + t.ask.cells - t.ask.end for t in self.tickets[:: self.each])
         written = sum(len(t.ids) for t in self.tickets)
         return {"prompt_tokens": prompts, "completion_tokens": written, "total_tokens": prompts + written}
 
