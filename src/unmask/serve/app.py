@@ -74,7 +74,7 @@ class Server:
         name = next(name for name, model in self.models.items() if model is found.model)
         stream = bool(body.stream)
         watch = self.worker.submit(self.engines[name], found.asks, follow=stream)
-        answer = Answer(found.model, isinstance(body, Chat), watch.tickets, found.seed, each=body.n or 1)
+        answer = Answer(found.model, isinstance(body, Chat), watch.tickets, found.seed, each=found.each)
         if stream:
             lines = self._stream(name, watch, answer, body)
             return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})

@@ -62,7 +62,8 @@ class Under:
         """Its line: what the server would answer, or why there is nothing."""
         if error := next((ticket.error for ticket in self.tickets if ticket.error), None):
             return failure(self.row, error)
-        answer = Answer(self.read.model, self.chat, self.tickets, self.read.seed, id=digest(key(self.row))[:32])
+        read, name = self.read, digest(key(self.row))[:32]
+        answer = Answer(read.model, self.chat, self.tickets, read.seed, each=read.each, id=name)
         return {"id": _id(self.row), "response": {"status_code": 200, "body": answer.whole()}, "error": None}
 
 

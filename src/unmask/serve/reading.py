@@ -36,11 +36,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reading:
-    """A request, understood: one Ask for each choice in order, and the first prompt tokens of each."""
+    """A request, understood: one Ask for each choice in order, `each` of them for a prompt."""
 
     model: Model
     asks: tuple[Ask, ...]
     seed: int
+    each: int
 
 
 def find(models: Mapping[str, Model], name: str | None) -> Model:
@@ -122,7 +123,7 @@ def _reading(
             matching=body.response_format,
         )
         asks += [first if i == 0 else first.again(seed + i) for i in range(count)]
-    return Reading(model, tuple(asks), seed)
+    return Reading(model, tuple(asks), seed, count)
 
 
 def _raw(prompt: Any, model: Model) -> Any:
