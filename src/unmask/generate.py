@@ -167,8 +167,9 @@ class Model:
     def _known(self, ids: Sequence[Any]) -> list[int]:
         """The same ids; UserError for one that the vocabulary does not have."""
         c = self.network.config
-        if wrong := [i for i in ids if not 0 <= i < c.token_count]:
-            raise UserError(f"{wrong[0]} is no token of this model; its ids are 0 to {c.token_count - 1}")
+        if wrong := [i for i in ids if not 0 <= i < c.token_count or i == c.mask_id]:
+            told = "is its mask" if wrong[0] == c.mask_id else f"is none of its ids, 0 to {c.token_count - 1}"
+            raise UserError(f"{wrong[0]} cannot be a token of a prompt of this model: it {told}")
         return list(ids)
 
     def length(self, prompt: str | Sequence[Message], settings: Settings) -> int:

@@ -24,6 +24,9 @@ CHAINS = {n: f"{{think:{6 * n - 1}}} #### {{answer:1}}" for n in (1, 2, 3)}
 """Templates of the embedded pair's word problems, by their number of equations. It learned to end a response behind the
 answer, and with more cells to think in than the equations take it answers within them."""
 
+LONGEST = 1_000_000
+"""The most cells of a response."""
+
 _MARK = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _CELLS = re.compile(r"[0-9]{1,9}")
 
@@ -103,6 +106,8 @@ class Template:
             raise UserError(
                 f"{told}, {words + fixed} in all, and length is {length}; leave length out, or the number of a slot"
             )
+        if total > LONGEST:
+            raise UserError(f"a response of {total} cells is too long; a template has at most {LONGEST}")
         if (left := total - words - fixed) < open_:
             raise UserError(f"{told}, and {open_} more to fill: a response of {total} cells is too short; raise length")
         counts = iter(allocate(left, open_, allocation) if open_ else [])

@@ -145,11 +145,55 @@ def test_an_empty_lane_is_used_again() -> None:
     assert [*engine.lanes.values()] == lanes
 
 
-def test_lanes_of_the_past_are_given_up() -> None:
-    engine = Engine(model(), rows=2)
-    for scale in range(1, 9):
-        engine.run([ask(model(), PROMPT.format(2, 3), Settings(cfg=scale / 8))])
-    assert len(engine.lanes) <= 4
+def test_there_are_never_many_lanes() -> None:
+    engine = Engine(model(), rows=16)
+    scales = [scale / 8 for scale in range(9)]
+    tickets = engine.submit([ask(model(), PROMPT.format(2, 3), Settings(cfg=scale)) for scale in scales])
+    while engine.tick():
+        assert len(engine.lanes) <= 4
+    for scale, ticket in zip(scales, tickets, strict=True):
+        assert ticket.done and ticket.done.text == model().generate(PROMPT.format(2, 3), cfg=scale).text
+
+
+def test_drawn_and_greedy_rows_share_keys_values_and_slots() -> None:
+    engine = Engine(model(), rows=3)
+    tickets = engine.submit([asked(0), asked(4), asked(11)])
+    engine.tick()
+    first, second = engine.lanes.values()
+    assert first.base is second.base and first.free is second.free == []
+    while engine.tick():
+        pass
+    assert [told(t) for t in tickets] == [alone(0), alone(4), alone(11)] and sorted(first.free) == [0, 1, 2]
+
+
+def test_who_asked_for_much_waits_by_turns() -> None:
+    engine = Engine(model(), rows=1)
+    many, (one,) = engine.submit([asked(0) for _ in range(6)]), engine.submit([asked(1)])
+    while not one.done:
+        engine.tick()
+    assert sum(ticket.done is not None for ticket in many) == 1
+
+
+def test_nobody_hangs_if_a_row_cannot_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model(), rows=3)
+    live = engine.submit([asked(0)])[0]
+    engine.tick()
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "admit", full)
+        late = engine.submit([asked(0)])[0]
+        engine.tick()
+    assert isinstance(live.error, MemoryError) and isinstance(late.error, MemoryError) and engine.idle
+    assert told(engine.run([asked(0)])[0]) == alone(0)
+
+
+def test_a_constraint_has_a_bound_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ask.__globals__, "WORK", 10)
+    with pytest.raises(UserError, match="work"):
+        ask(model(), PROMPT.format(1, 2), Settings(), matching={"type": "regex", "regex": r"\d+( \d+)*"})
 
 
 def test_what_no_lane_can_hold_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import re
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import unmask
+import vocabularies
 from serve.conftest import MODELS, made
+from unmask.models.tokenizer import Tokenizer
+from unmask.serve.shapes import Answer
 from unmask.settings import ALIASES
 from unmask.train import problems
 
@@ -183,6 +188,48 @@ def test_structured_output(http) -> None:
     assert revising.status_code == 400 and "revises" in revising.json()["error"]["message"]
 
 
+def test_streamed_logprobs_are_those_of_the_whole(http) -> None:
+    body = {
+        "prompt": RESTAURANT,
+        "n": 3,
+        "temperature": 1.2,
+        "seed": 5,
+        "logprobs": 3,
+        "max_tokens": 30,
+        "model": "twin",
+    }
+    for extra in ({}, {"stop": ["riverside .", "pub that"]}):
+        whole = complete(http, **body, **extra)["choices"]
+        told: dict[int, dict[str, list]] = {}
+        for chunk in chunks(http, **body, **extra):
+            for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
+                told.setdefault(chunk["choices"][0]["index"], {}).setdefault(name, []).extend(values or [])
+        assert [told[c["index"]] for c in whole] == [c["logprobs"] for c in whole]
+
+
+def test_only_what_was_asked_for_is_told(http) -> None:
+    assert complete(http, diffusing=True)["choices"][0]["logprobs"] is None
+    first = chunks(http, prompt=PROMPT, diffusing=True)[1]
+    assert first["choices"][0]["logprobs"] is None
+    assert len(next(iter(first["unmask"]["top"].values()))) == 5
+    assert http.post("/v1/embeddings", json={}).status_code == 404
+    extra = {"role": "user", "content": PROMPT, "tool_calls": [1]}
+    assert "tool_calls" in http.post("/v1/chat/completions", json={"messages": [extra]}).json()["error"]["message"]
+    anchored = {"response_format": {"type": "regex", "regex": "^Blue( [a-z]+)+$"}, "max_tokens": 6}
+    assert complete(http, prompt=RESTAURANT, **anchored)["choices"][0]["text"].startswith("Blue ")
+
+
+def test_offsets_of_tokens_that_share_a_character(tmp_path: Path) -> None:
+    model = SimpleNamespace(tokenizer=Tokenizer.from_directory(vocabularies.write(tmp_path / "v", "json")))
+    text = "é no😀x é"
+    ids = model.tokenizer.encode(text)
+    found = Answer(model, False, [], 0)._offsets(ids, text)  # type: ignore[arg-type]
+    for at, token in zip(found, ids, strict=True):
+        piece = model.tokenizer.piece(token)
+        assert "\ufffd" in piece or text[at:].startswith(piece)
+    assert found == sorted(found) and len(set(found)) < len(found)
+
+
 def test_effort_is_a_preset_of_speed(http) -> None:
     forwards = [complete(http, reasoning_effort=e)["unmask"]["forwards"] for e in ("low", "medium", "high")]
     assert forwards[0] <= forwards[1] < forwards[2]
@@ -196,6 +243,14 @@ def test_vllms_names(http) -> None:
     assert cut["unmask"]["forwards"] == 3 and cut["choices"][0]["finish_reason"] == "length"
 
 
+WIDE = {
+    "$ref": "#/$defs/a",
+    "$defs": {
+        name: {"type": "object", "required": list("pqrstuvwxy"), "properties": dict.fromkeys("pqrstuvwxy", inner)}
+        for name, inner in (("a", {"$ref": "#/$defs/b"}), ("b", {"$ref": "#/$defs/c"}), ("c", {"type": "string"}))
+    },
+}
+"""Three levels of ten properties: a thousand strings."""
 WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "gpt-4"}, 404, "unknown model"),
     ({"max_tokens": 0}, 400, "max_tokens"),
@@ -204,7 +259,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt": PROMPT * 40}, 400, "cells"),
     ({"prompt": ""}, 400, "empty"),
     ({"prompt": []}, 400, "no prompt"),
-    ({"prompt": [5, 10**8]}, 400, "no token"),
+    ({"prompt": [5, 10**8]}, 400, "token of a prompt"),
     ({"temperature": -1}, 400, "temperature"),
     ({"seed": 2**70}, 400, "seed"),
     ({"n": 5}, 400, "choices"),
@@ -224,6 +279,19 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"logit_bias": {"100000": 4}}, 400, "100000"),
     ({"stop": [""]}, 400, "stop"),
     ({"model": "twin", "diffusion": {"recipe": "dual"}}, 400, "autoregressive"),
+    ({"diffusion": {"template": "a {think:200000000} b"}}, 400, "too long"),
+    ({"max_tokens": 2**31 - 1, "diffusion": {"template": "a {think} b"}}, 400, "longer"),
+    ({"diffusion": {"pins": [[0, 5], [0, 6]]}}, 400, "twice"),
+    ({"logit_bias": {"01": 1, "1": 2}}, 400, "twice"),
+    ({"prompt": [5, 2]}, 400, "mask"),
+    ({"messages": []}, 400, "/v1/chat/completions"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "integer", "minimum": 3}}}},
+        400,
+        "minimum",
+    ),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": WIDE}}}, 400, "JSON schema"),
+    ({"response_format": {"type": "regex", "regex": "xyz!"}}, 400, "can be spelt by"),
     ({"model": "twin", "reasoning_effort": "low"}, 400, "reasoning_effort"),
 ]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,24 +17,72 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.models.tokenizer import Tokenizer
 
+T = TypeVar("T")
 MOST_STATES, MOST_CHARACTERS, MOST_CELLS, MOST_WORK, SECONDS = 20_000, 8_000, 8_000_000, 4_000_000_000, 10
-BUILD = """
+APART = """
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-from outlines_core import Index, Vocabulary
+MOST = {most}
 try:
-    index = Index(sys.stdin.read(), Vocabulary(256, {bytes([b]): [b] for b in range(256)}))
+    told = make(sys.stdin.buffer.read().decode())
 except Exception as error:
-    json.dump({"error": str(error)}, sys.stdout)
-else:
+    told = dict(error=str(error))
+json.dump(told, sys.stdout)
+"""
+BUILD = """
+def make(regex):
+    from outlines_core import Index, Vocabulary
+    index = Index(regex, Vocabulary(256, {bytes([b]): [b] for b in range(256)}))
     table = index.get_transitions()
     if len(table) > MOST:
-        json.dump({"states": len(table)}, sys.stdout)
-    else:
-        edges = [[s, b, t] for s, row in table.items() for b, t in row.items() if b < 256]
-        final = list(index.get_final_states())
-        json.dump({"start": index.get_initial_state(), "final": final, "edges": edges}, sys.stdout)
+        return dict(error="it has %d states, over %d" % (len(table), MOST))
+    edges = [[s, b, t] for s, row in table.items() for b, t in row.items() if b < 256]
+    return dict(start=index.get_initial_state(), final=list(index.get_final_states()), edges=edges)
 """
+
+
+def apart(make: str, text: str, what: str, *, most: int) -> dict[str, Any]:
+    """What `make`, the text of a function, makes of a text, in a process with bounds of its own; UserError if nothing.
+
+    A short regex or schema can ask for any amount of time and memory.
+    """
+    try:
+        import outlines_core  # noqa: F401
+    except ImportError:
+        raise UserError("constraints need outlines-core: pip install 'unmask[constrained]'") from None
+    command = [sys.executable, "-c", make + APART.replace("{most}", str(most))]
+    try:
+        ran = subprocess.run(command, input=text.encode(), capture_output=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"this {what} takes too long to compile; make it simpler") from None
+    except UnicodeError:
+        raise UserError(f"this {what} is no valid Unicode text") from None
+    if ran.returncode:
+        raise UserError(f"this {what} is too large to compile; make it simpler")
+    told = json.loads(ran.stdout)
+    if "error" in told:
+        raise UserError(f"this {what} cannot be a constraint: {' '.join(told['error'].split())[:300]}")
+    return told
+
+
+def once(make: Callable[..., T]) -> Callable[..., T]:
+    """`make`, asked again only for what it has not made of late, and not for what was a mistake."""
+
+    @lru_cache(maxsize=64)
+    def known(*given: Any) -> tuple[T | None, str]:
+        try:
+            return make(*given), ""
+        except UserError as error:
+            return None, str(error)
+
+    @wraps(make)
+    def call(*given: Any) -> T:
+        found, mistake = known(*given)
+        if mistake:
+            raise UserError(mistake)
+        return cast(T, found)
+
+    return call
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,35 +153,16 @@ def letters(name: str, table: dict[str, int]) -> bytes:
     return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
 
 
-@lru_cache(maxsize=64)
+@once
 def bytewise(pattern: str) -> tuple[Tensor, int, Tensor]:
     """(next [S + 1, 256], start, final [S + 1]) of the regex over bytes; the last state is the dead one.
 
-    It is built in a process of its own, since a short regex can ask for any amount of time and memory. The regex is
-    closed by a NUL, which no text may have: outlines-core's index loses texts that go on after a shorter match.
+    The regex is closed by a NUL, which no text may have: outlines-core's index loses texts that go on after a shorter
+    match.
     """
-    try:
-        import outlines_core  # noqa: F401
-    except ImportError:
-        raise UserError("constraints need outlines-core: pip install 'unmask[constrained]'") from None
     if len(pattern) > MOST_CHARACTERS:
         raise UserError(f"a regex of {len(pattern)} characters is too long; {MOST_CHARACTERS} are allowed")
-    command = [sys.executable, "-c", BUILD.replace("MOST", str(MOST_STATES))]
-    try:
-        told = f"(?:{pattern})\\x00".encode()
-        ran = subprocess.run(command, input=told, capture_output=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise UserError("this regex or schema takes too long to compile; make it simpler") from None
-    except UnicodeError:
-        raise UserError("this regex is no valid Unicode text") from None
-    if ran.returncode:
-        raise UserError("this regex or schema is too large to compile; make it simpler")
-    told = json.loads(ran.stdout)
-    if "error" in told:
-        raise UserError(f"not a regex that can be a constraint: {' '.join(told['error'].split())[:300]}")
-    if "states" in told:
-        raise UserError(f"this regex or schema has {told['states']} states, over {MOST_STATES}; make it simpler")
-    return _tables(told)
+    return _tables(apart(BUILD, f"(?:{pattern})\\x00", "regex or schema", most=MOST_STATES))
 
 
 def _tables(told: dict) -> tuple[Tensor, int, Tensor]:
@@ -156,20 +187,26 @@ def _tables(told: dict) -> tuple[Tensor, int, Tensor]:
     return table, int(torch.searchsorted(ids, torch.tensor(told["start"]))), final
 
 
+KEPT = 12
+"""Automata that are kept, of some tens of megabytes at most."""
+_lock = threading.Lock()
 _known: dict[tuple[int, str, tuple[int, ...], tuple[int, ...]], tuple[Tokenizer, Automaton]] = {}
 
 
 def automaton(tokenizer: Tokenizer, pattern: str, *, eos: Sequence[int], never: Sequence[int] = ()) -> Automaton:
-    """The automaton whose texts, decoded up to the first EOS, match the regex as a whole; the last 32 are kept.
+    """The automaton whose texts, decoded up to the first EOS, match the regex as a whole; the last few are kept.
 
     `never`: ids that are never written, such as a model's mask. UserError for a regex that is malformed or too large.
     """
     key = (id(tokenizer), pattern, tuple(eos), tuple(never))
-    found = _known.get(key)
+    with _lock:
+        found = _known.get(key)
     if found is None:
-        found = _known[key] = (tokenizer, _built(tokenizer, pattern, tuple(eos), tuple(never)))
-        while len(_known) > 32:
-            _known.pop(next(iter(_known)), None)
+        found = (tokenizer, _built(tokenizer, pattern, tuple(eos), tuple(never)))
+        with _lock:
+            _known[key] = found
+            while len(_known) > KEPT:
+                _known.pop(next(iter(_known)))
     return found[1]
 
 

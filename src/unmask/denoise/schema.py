@@ -8,13 +8,36 @@ from typing import Any
 
 import torch
 
-from unmask.denoise.automaton import Automaton
+from unmask.denoise.automaton import MOST_CHARACTERS, Automaton, apart, once
 from unmask.errors import UserError
 
 KINDS = ("text", "json_object", "json_schema", "regex")
 STRING = r'"([^"\\\x00-\x1F\x7F]|\\["\\/bfnrt])*"'
 NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 DEPTH = 2
+UNSAID = {
+    *(
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "uniqueItems",
+        "contains",
+        "not",
+        "if",
+    ),
+    *("dependentRequired", "dependentSchemas", "patternProperties", "propertyNames", "oneOf", "unevaluatedProperties"),
+}
+"""Keywords of JSON schema that a regex made of it would ignore."""
+REGEX = """
+def make(schema):
+    from outlines_core import json_schema
+    regex = json_schema.build_regex_from_schema(schema)
+    if len(regex) > MOST:
+        return dict(error="its regex has %d characters, over %d" % (len(regex), MOST))
+    return dict(regex=regex)
+"""
 
 
 def pattern(response_format: Mapping[str, Any] | None) -> str | None:
@@ -35,7 +58,7 @@ def pattern(response_format: Mapping[str, Any] | None) -> str | None:
         regex = response_format.get("regex")
         if not isinstance(regex, str) or not regex:
             raise UserError('response_format of type "regex" needs the expression as a text in "regex"')
-        return regex
+        return regex[regex.startswith("^") : len(regex) - (regex.endswith("$") and not regex.endswith("\\$"))]
     told = response_format.get("json_schema")
     schema = told.get("schema") if isinstance(told, Mapping) else None
     if not isinstance(schema, Mapping):
@@ -57,14 +80,33 @@ def anything(depth: int, *, objects: bool = False) -> str:
 
 def of_schema(schema: Mapping[str, Any]) -> str:
     """The regex of a JSON schema; UserError for what a regex cannot say."""
-    try:
-        from outlines_core import json_schema
-    except ImportError:
-        raise UserError("constraints need outlines-core: pip install 'unmask[constrained]'") from None
-    try:
-        return json_schema.build_regex_from_schema(json.dumps(schema))
-    except Exception as error:  # the library raises plain ones
-        raise UserError(f"this JSON schema cannot be a constraint: {' '.join(str(error).split())[:300]}") from None
+    if word := unsaid(schema):
+        raise UserError(
+            f"{word!r} of a JSON schema cannot be held by a constraint; leave it out, and check it yourself"
+        )
+    return _regex(json.dumps(schema))
+
+
+@once
+def _regex(schema: str) -> str:
+    return apart(REGEX, schema, "JSON schema", most=MOST_CHARACTERS)["regex"]
+
+
+def unsaid(schema: Any) -> str:
+    """The first keyword of a schema that its regex would leave out; empty if there is none."""
+    if not isinstance(schema, Mapping):
+        return ""
+    bounds = {"minProperties", "maxProperties"} if schema.get("properties") else set()
+    if word := next((word for word in schema if word in UNSAID or word in bounds), ""):
+        return word
+    if missing := [n for n in schema.get("required") or () if n not in (schema.get("properties") or {})]:
+        return f"required: {missing[0]}"
+    inside = [schema.get(word) for word in ("items", "additionalProperties")]
+    for word in ("properties", "$defs", "definitions"):
+        inside += [*found.values()] if isinstance(found := schema.get(word), Mapping) else []
+    for word in ("anyOf", "allOf", "prefixItems"):
+        inside += found if isinstance(found := schema.get(word), list) else []
+    return next((word for one in inside if (word := unsaid(one))), "")
 
 
 def fits(automaton: Automaton, row: Sequence[int | None]) -> None:
@@ -78,8 +120,8 @@ def fits(automaton: Automaton, row: Sequence[int | None]) -> None:
         ahead = after(automaton, ahead, token)
     if bool((ahead[:-1] & automaton.final).any()):
         return
-    if not bool(ahead[:-1].any()):
-        raise UserError("no text of the constraint fits these cells; leave out given cells, or give more cells")
+    if not bool(ahead[:-1].any()) and any(token is not None for token in row):
+        raise UserError("no text of the constraint fits the given cells; leave some of them out, or give more cells")
     length = len(row)
     seen = ahead.clone()
     while bool(ahead[:-1].any()) and length < len(row) + len(seen):

@@ -22,6 +22,8 @@ from unmask.settings import Settings
 
 Reason = Literal["stop", "length"]
 """Why a row ended: by an end of its own or a stop text, or because its canvas or its steps were used up."""
+WORK = 40_000_000
+"""What one constrained row may cost a forward: states times classes of tokens times cells, a quarter of a second."""
 Pins = tuple[tuple[int, int], ...]
 """(cell of the response, token id): cells that are given."""
 
@@ -135,18 +137,25 @@ def _language(
     cells = slice(int(canvas.origin[0]), end)
     tokens, masked = canvas.tokens[0, cells].tolist(), canvas.masked[0, cells].tolist()
     fits(made, [None if hole else token for token, hole in zip(tokens, masked, strict=True)])
+    if (work := made.next.numel() * sum(masked)) > WORK:
+        raise UserError(
+            f"this constraint takes {work / WORK:.1f} times the work a forward that is allowed, states times kinds of "
+            "token times cells; make it simpler, or max_tokens smaller"
+        )
     return made, len(tokens)
 
 
 def pinned(canvas: Canvas, pins: Pins, end: int, count: int) -> Canvas:
     """The one-row canvas with some cells of its response given; UserError for cells or tokens that are none."""
     origin, mask = int(canvas.origin[0]), canvas.mask_id
-    place = {}
+    place: dict[int, int] = {}
     for cell, token in pins:
         if not 0 <= cell < end - origin:
             raise UserError(f"pin {cell} is no cell of a response of {end - origin}; cells count from 0")
         if not 0 <= token < count or token == mask:
             raise UserError(f"token {token} of pin {cell} cannot stand in a text of this model")
+        if place.get(origin + cell, token) != token:
+            raise UserError(f"cell {cell} is pinned twice; give it one token")
         place[origin + cell] = token
     if len(place) >= int(canvas.masked.sum()):
         raise UserError("every cell of the response is pinned; leave one to write")
@@ -198,11 +207,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Update:
-    """What one forward did to one response. `text` is the committed beginning so far; it never changes again."""
+    """What one forward did to one response. `text` is the committed beginning so far, of so many ids; it never changes
+    again."""
 
     step: int
     computed: int
     text: str
+    count: int
     changed: tuple[Cell, ...] = ()
     remasked: tuple[int, ...] = ()
     draft: tuple[Cell, ...] = ()
@@ -252,10 +263,14 @@ class Ticket:
         """When it was admitted, and when the first cell of its committed beginning was there; 0 before."""
         self.logprobs: dict[int, tuple[float, tuple[tuple[int, float], ...]]] = {}
         """By cell: log-probability of the committed token when it was committed, and the likeliest ones."""
-        self.ids: list[int] = []
-        self.places: list[int] = []
-        """The cells of the committed beginning: its ids, and where each stands."""
+        self.written: tuple[list[int], list[int]] = ([], [])
+        """The committed beginning: its ids, and the cell of each. One attribute, since other threads read it."""
         self.text = ""
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the committed beginning."""
+        return self.written[0]
 
     @property
     def ended(self) -> bool:

@@ -15,7 +15,7 @@ from unmask.errors import UserError
 from unmask.generate import Model
 
 LANES = 4
-"""Empty lanes above this number are given up, with their keys and values."""
+"""There are never more lanes than this: a request that needs another one waits, and an empty one makes room."""
 
 
 class Full(RuntimeError):
@@ -58,7 +58,8 @@ class Engine:
             if value < 1:
                 raise UserError(f"{name} of an engine must be at least 1, not {value}")
         self.counts = Counts()
-        self.queue: deque[Ticket] = deque()
+        self.queue: deque[deque[Ticket]] = deque()
+        """Who waits: by turns, one request of each that were submitted together."""
         self.lanes: dict[tuple[object, ...], Lane] = {}
         self._lock = threading.Lock()
 
@@ -71,9 +72,9 @@ class Engine:
         for ticket in tickets:
             self.check(ticket.ask)
         with self._lock:
-            if len(self.queue) + len(tickets) > self.bound:
-                raise Full(f"{len(self.queue)} requests are waiting, and the queue holds {self.bound}; try again later")
-            self.queue.extend(tickets)
+            if self.waiting + len(tickets) > self.bound:
+                raise Full(f"{self.waiting} requests are waiting, and the queue holds {self.bound}; try again later")
+            self.queue.append(deque(tickets))
         return tickets
 
     def check(self, ask: Ask) -> None:
@@ -99,7 +100,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self.queue)
+        return sum(map(len, self.queue))
 
     @property
     def idle(self) -> bool:
@@ -112,9 +113,6 @@ class Engine:
         self._admit()
         for lane in [lane for lane in self.lanes.values() if len(lane)]:
             self._step(lane)
-        empty = [key for key, lane in self.lanes.items() if not len(lane)]
-        for key in empty[: max(0, len(self.lanes) - LANES)]:
-            del self.lanes[key]
         return bool(self.live or self.queue)
 
     def run(self, asks: Iterable[Ask]) -> list[Ticket]:
@@ -122,7 +120,7 @@ class Engine:
         tickets = [Ticket(ask) for ask in asks]
         for ticket in tickets:
             self.check(ticket.ask)
-        self.queue.extend(tickets)
+        self.queue.append(deque(tickets))
         while self.tick():
             pass
         return tickets
@@ -130,15 +128,21 @@ class Engine:
     def _leave(self) -> None:
         """Let those go that were aborted."""
         for lane in self.lanes.values():
-            gone = [ticket.aborted for ticket in lane.tickets]
+            gone = [ticket.aborted for ticket in lane.tickets]  # read once: another thread sets it
             if any(gone):
-                self._end([t for t in lane.tickets if t.aborted])
+                left = [ticket for ticket, out in zip(lane.tickets, gone, strict=True) if out]
                 lane.drop(gone)
+                self._end(left)
+        left = []
         with self._lock:
-            gone = [ticket for ticket in self.queue if ticket.aborted]
-            if gone:
-                self.queue = deque(ticket for ticket in self.queue if not ticket.aborted)
-        self._end(gone)
+            for group in self.queue:
+                kept = [(ticket, ticket.aborted) for ticket in group]
+                left += [ticket for ticket, out in kept if out]
+                if any(out for _, out in kept):
+                    group.clear()
+                    group.extend(ticket for ticket, out in kept if not out)
+            self.queue = deque(group for group in self.queue if group)
+        self._end(left)
 
     def _end(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
@@ -148,35 +152,49 @@ class Engine:
                 ticket.listen(ticket, None)
 
     def _admit(self) -> None:
-        """Strictly in order, so that nobody starves behind smaller requests."""
+        """By turns, and never past one that does not fit yet, so that nobody starves behind smaller requests."""
         used, live, found = self.used, self.live, dict[tuple[object, ...], list[Ticket]]()
+        busy = {key for key, lane in self.lanes.items() if len(lane)}
         with self._lock:
-            while self.queue and live < self.rows and used + self.queue[0].ask.cells <= self.cells:
-                ticket = self.queue.popleft()
+            while self.queue and live < self.rows:
+                ticket, key = self.queue[0][0], self.queue[0][0].ask.key
+                if used + ticket.ask.cells > self.cells or (key not in busy and len(busy) >= LANES):
+                    break
+                group = self.queue.popleft()
+                group.popleft()
+                if group:
+                    self.queue.append(group)
                 live, used = live + 1, used + ticket.ask.cells
-                found.setdefault(ticket.ask.key, []).append(ticket)
+                busy.add(key)
+                found.setdefault(key, []).append(ticket)
         for key, tickets in found.items():
             try:
                 self._join(key, tickets)
             except Exception as error:  # what one kind of request meets must not end the others
-                self.lanes.pop(key, None)
-                self._fail(tickets, error)
+                lane = self.lanes.pop(key, None)
+                self._fail([*tickets, *(lane.tickets if lane else ())], error)
 
     def _join(self, key: tuple[object, ...], tickets: list[Ticket]) -> None:
         """Put requests into their lane, which is made if there is none."""
-        lane = self.lanes.pop(key, None)
-        if lane is None:  # an empty lane is false too
-            if self.model.device.type != "cpu":  # there, zeros are memory
-                self.lanes = {name: lane for name, lane in self.lanes.items() if len(lane)}
-            lane = Lane(self.model, tickets[0].ask, slots=self.rows, length=self.length)
+        if key not in self.lanes:
+            empty = [name for name, lane in self.lanes.items() if not len(lane)]
+            for name in empty if self.model.device.type != "cpu" else empty[: len(self.lanes) - LANES + 1]:
+                del self.lanes[name]  # their keys and values are memory
+            self.lanes[key] = self._lane(tickets[0].ask)
+        lane = self.lanes[key] = self.lanes.pop(key)  # the one used last is given up last
         now = time.perf_counter()
         for ticket in tickets:
             ticket.started = now
             self.counts.prompt_tokens += ticket.ask.origin
         lane.admit(tickets)
-        self.lanes[key] = lane  # the lane used last is given up last
 
-    def _fail(self, tickets: list[Ticket], error: Exception) -> None:
+    def _lane(self, kind: Ask) -> Lane:
+        """A new lane; two that differ only in what draws their tokens share keys, values and slots."""
+        alike = (lane for lane in self.lanes.values() if kind.mixes and lane.mixes and lane.layout == kind.layout)
+        return Lane(self.model, kind, slots=self.rows, length=self.length, beside=next(alike, None))
+
+    def _fail(self, tickets: Iterable[Ticket], error: Exception) -> None:
+        tickets = [*dict.fromkeys(tickets)]
         for ticket in tickets:
             ticket.error = ticket.error or error
         self._end(tickets)
@@ -184,7 +202,7 @@ class Engine:
     def reset(self, error: Exception) -> None:
         """Fail every request there is, and begin anew."""
         with self._lock:
-            waiting, self.queue = list(self.queue), deque()
+            waiting, self.queue = [ticket for group in self.queue for ticket in group], deque()
         live = [ticket for lane in self.lanes.values() for ticket in lane.tickets]
         self.lanes = {}
         self._fail([t for t in (*live, *waiting) if not t.ended], error)

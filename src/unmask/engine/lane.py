@@ -21,16 +21,19 @@ from unmask.generate import Model
 class Lane:
     """A batch of at most `slots` rows of at most `length` cells over one denoiser; a free slot is used again."""
 
-    def __init__(self, model: Model, kind: Ask, *, slots: int, length: int) -> None:
+    def __init__(self, model: Model, kind: Ask, *, slots: int, length: int, beside: Lane | None = None) -> None:
         network = model.network
-        self.free = list(range(slots))[::-1]
         self.tickets: list[Ticket] = []
         self.canvas: Canvas | None = None
         self.recipe: Recipe | Mixed = kind.recipe
         place: dict[str, Any] = {"slots": slots, "length": length}
-        self.mixes = kind.mixes
-        if self.mixes:
-            self.base: Denoiser = Plain(network, layout=kind.layout, **place)
+        self.mixes, self.layout = kind.mixes, kind.layout
+        self.free = list(range(slots))[::-1] if beside is None else beside.free
+        """Slots that nobody uses; lanes over the same keys and values share them."""
+        if beside is not None:
+            self.base: Denoiser = beside.base
+        elif self.mixes:
+            self.base = Plain(network, layout=kind.layout, **place)
         else:
             self.base = dress(network, kind.recipe, draws=kind.draws, cfg=kind.cfg, **place, **kind.second)
         self.denoise = self.base

@@ -35,7 +35,11 @@ def look(model: Model, lane: Lane, before: Canvas, canvas: Canvas, event: Step) 
             ended.append(None)
             continue
         told = Telling(model, ticket, canvas, event, row, ticket.ask.end if done else min(first, ticket.ask.end))
-        ended.append(told.tell(done=bool(done), step=steps, computed=computed))
+        try:
+            ended.append(told.tell(done=bool(done), step=steps, computed=computed))
+        except Exception as error:  # of this request alone
+            ticket.error = error
+            ended.append(None)
     return ended
 
 
@@ -63,7 +67,7 @@ class Telling:
             reason = "length"
         if ticket.follow and ticket.listen:
             more = self._cells() if ask.detail else {}
-            ticket.listen(ticket, Update(step, computed, ticket.text, **more))
+            ticket.listen(ticket, Update(step, computed, ticket.text, self._told(), **more))
         return reason
 
     def _follow(self, done: bool) -> Reason | None:
@@ -72,13 +76,13 @@ class Telling:
         ids, places = written(self.canvas, self.row, self.ask.origin, self.reach)
         if ids == ticket.ids and not done:
             return None
-        ticket.ids, ticket.places, text = ids, places, self.model.tokenizer.decode(ids)
+        text = self.model.tokenizer.decode(ids)
         found = min((at for stop in self.ask.stop if (at := text.find(stop)) >= 0), default=-1)
         if found >= 0:
-            ticket.text = text[:found]
-            ticket.ids = self._up_to(found)
-            del ticket.places[len(ticket.ids) :]
+            count = self._up_to(ids, found)
+            ticket.text, ticket.written = text[:found], (ids[:count], places[:count])
             return "stop"
+        ticket.written = ids, places
         if not done:  # a stop text, or a character, may be half written
             text = text.rstrip(UNFINISHED)
             text = text[: len(text) - max((overlap(text, stop) for stop in self.ask.stop), default=0)]
@@ -86,14 +90,18 @@ class Telling:
             ticket.text = text
         return None
 
-    def _up_to(self, found: int) -> list[int]:
+    def _told(self) -> int:
+        """How many ids the text so far has: without those that are withheld, since a stop text may begin there."""
+        ids = self.ticket.ids
+        return self._up_to(ids, len(self.ticket.text)) if self.ask.stop else len(ids)
+
+    def _up_to(self, ids: list[int], reach: int) -> int:
         """The fewest ids whose text reaches so far."""
-        ids, decode = self.ticket.ids, self.model.tokenizer.decode
-        low, high = 0, len(ids)
+        low, high, decode = 0, len(ids), self.model.tokenizer.decode
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if len(decode(ids[:middle])) >= found else (middle + 1, high)
-        return ids[:low]
+            low, high = (low, middle) if len(decode(ids[:middle])) >= reach else (middle + 1, high)
+        return low
 
     def _ended(self) -> bool:
         """Is there an end of its own in the response?"""

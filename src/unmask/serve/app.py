@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from unmask.settings import Settings, choose, default_name
 from unmask.template import check_without
 
 log = logging.getLogger("unmask.serve")
+COMPILING = 16
+"""Requests with a constraint that may be read at once, waiting ones among them."""
 KEYED = ("/v1", "/tokenize", "/metrics", "/docs", "/openapi.json")
 
 
@@ -60,21 +63,26 @@ class Server:
         self.engines = {name: Engine(model, **made) for name, model in self.models.items()}
         self.worker = Worker(self.engines)
         self.metrics = Metrics(self.worker)
+        self.compilers, self.compiling = ThreadPoolExecutor(2, "unmask-constraints"), 0
 
     def warm(self) -> None:
         """One response of every model, so that the first request does not pay for what is made once."""
         for name, model in self.models.items():
             engine = self.engines[name]
-            engine.run([ask(model, [0] * 4, Settings(length=min(4, engine.length - 4)))] if engine.length > 4 else [])
+            token = int(model.network.config.mask_id == 0)  # any but the mask
+            engine.run(
+                [ask(model, [token] * 4, Settings(length=min(4, engine.length - 4)))] if engine.length > 4 else []
+            )
             engine.counts = Counts()
 
     async def answer(self, body: Common, read: Callable[..., Reading], request: Request) -> Response:
         """Decode what a body asks for, whole or as a stream."""
-        found = await asyncio.to_thread(read, body, self.models, self.options.limits)
+        found = await self._read(body, read)
         name = next(name for name, model in self.models.items() if model is found.model)
         stream = bool(body.stream)
         watch = self.worker.submit(self.engines[name], found.asks, follow=stream)
-        answer = Answer(found.model, isinstance(body, Chat), watch.tickets, found.seed, each=found.each)
+        more: dict[str, Any] = {"logprobs": found.logprobs, "each": found.each}
+        answer = Answer(found.model, isinstance(body, Chat), watch.tickets, found.seed, **more)
         if stream:
             lines = self._stream(name, watch, answer, body)
             return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -86,6 +94,18 @@ class Server:
         if not all(ticket.done for ticket in watch.tickets):
             return Response(status_code=499)
         return JSONResponse(answer.whole())
+
+    async def _read(self, body: Common, read: Callable[..., Reading]) -> Reading:
+        """Understand a body, in a thread; a constraint may take seconds to compile, and few are compiled at once."""
+        if body.response_format is None:
+            return await asyncio.to_thread(read, body, self.models, self.options.limits)
+        if self.compiling >= COMPILING:
+            raise Full("many constraints are being compiled; try again later")
+        self.compiling += 1
+        loop = asyncio.get_running_loop()
+        task = loop.run_in_executor(self.compilers, read, body, self.models, self.options.limits)
+        task.add_done_callback(lambda _: setattr(self, "compiling", self.compiling - 1))
+        return await asyncio.shield(task)  # who leaves is counted until the work is done
 
     async def _wait(self, watch: Watch, request: Request) -> None:
         """Until all have ended, or the client has gone."""
@@ -165,6 +185,8 @@ def event(chunk: Mapping[str, Any]) -> str:
 
 def failed(error: BaseException) -> JSONResponse:
     """What a client hears of our own fault: nothing of its inside."""
+    if isinstance(error, UserError):
+        return JSONResponse(problem(str(error), "invalid_request_error"), 400)
     log.error("a request failed", exc_info=error)
     return JSONResponse(problem("the engine failed on this request", "server_error"), 500)
 
@@ -224,8 +246,8 @@ def _api(app: FastAPI, server: Server) -> None:
     @app.post("/tokenize", responses=told)
     async def tokenize(body: Tokenize) -> dict[str, Any]:
         found = reading.find(server.models, body.model)
-        ids = found.tokenizer.encode(body.prompt)
-        pieces = [found.tokenizer.piece(i) for i in ids]
+        ids = await asyncio.to_thread(found.tokenizer.encode, body.prompt)
+        pieces = await asyncio.to_thread(lambda: [found.tokenizer.piece(i) for i in ids])
         most = found.network.config.max_positions
         return {"tokens": ids, "pieces": pieces, "count": len(ids), "max_model_len": most}
 
@@ -247,11 +269,13 @@ def _state(app: FastAPI, server: Server) -> None:
 
 def _errors(app: FastAPI) -> None:
     kind = "invalid_request_error"
+    paths = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health", "/ready", "/metrics"}
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+        parts = () if first["type"].startswith("json_") else first["loc"]
+        where = ".".join(str(part) for part in parts if part != "body")[:200]
         return JSONResponse(problem(f"{where or 'body'}: {first['msg']}", kind, param=where or None), 400)
 
     @app.exception_handler(UserError)
@@ -267,9 +291,12 @@ def _errors(app: FastAPI) -> None:
         return JSONResponse(problem(str(error), "rate_limit_error", code="queue_full"), 429, {"retry-after": "1"})
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        told = problem(str(error.detail), kind if error.status_code < 500 else "server_error")
-        return JSONResponse(told, error.status_code, dict(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> Response:
+        status, detail = error.status_code, str(error.detail)
+        if status == 405 and request.url.path not in paths:  # of the playground's files, which are read only
+            status, detail = 404, "Not Found"
+        told = problem(detail, kind if status < 500 else "server_error")
+        return JSONResponse(told, status, {} if status == 404 else dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> Response:

@@ -63,7 +63,7 @@ class Under:
         if error := next((ticket.error for ticket in self.tickets if ticket.error), None):
             return failure(self.row, error)
         read, name = self.read, digest(key(self.row))[:32]
-        answer = Answer(read.model, self.chat, self.tickets, read.seed, each=read.each, id=name)
+        answer = Answer(read.model, self.chat, self.tickets, read.seed, logprobs=read.logprobs, each=read.each, id=name)
         return {"id": _id(self.row), "response": {"status_code": 200, "body": answer.whole()}, "error": None}
 
 

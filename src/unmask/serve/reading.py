@@ -25,6 +25,10 @@ class Unknown(UserError):
     """There is no such model."""
 
 
+CHARACTERS = 64
+"""A token has fewer characters than this, all but surely."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one request may ask for."""
@@ -36,12 +40,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reading:
-    """A request, understood: one Ask for each choice in order, `each` of them for a prompt."""
+    """A request, understood: one Ask for each choice in order, `each` of them for a prompt.
+
+    `logprobs`: how many likeliest tokens are told beside each token's log-probability; None: none of it.
+    """
 
     model: Model
     asks: tuple[Ask, ...]
     seed: int
     each: int
+    logprobs: int | None
 
 
 def find(models: Mapping[str, Model], name: str | None) -> Model:
@@ -81,6 +89,11 @@ def chat(body: Chat, models: Mapping[str, Model], limits: Limits) -> Reading:
 
 def conversation(messages: Sequence[Message], model: Model) -> Any:
     """The messages as the model's template takes them; a model without one answers a single question."""
+    for message in messages:
+        if more := [
+            name for name, value in (message.model_extra or {}).items() if value is not None and name != "name"
+        ]:
+            raise UserError(f"{more[0][:80]} of a message is refused: messages are texts")
     said = [{"role": message.role, "content": content(message)} for message in messages]
     if model.tokenizer.has_chat_template and not model.embedded:
         return said
@@ -106,9 +119,9 @@ def _reading(
     if count > limits.choices or count * len(prompts) > max(limits.choices, limits.prompts):
         raise UserError(f"{count * len(prompts)} choices are more than this server writes at once, {limits.choices}")
     seed = random.getrandbits(48) if body.seed is None else body.seed
-    asks = []
+    asks, watched = [], bool(body.diffusing and body.stream)
     for prompt in prompts:
-        settings = _settings(body, diffusion, model, prompt, limits)
+        settings, length = _settings(body, diffusion, model, prompt, limits)
         first = ask(
             model,
             _raw(prompt, model) if isinstance(body, Completion) else prompt,
@@ -117,13 +130,13 @@ def _reading(
             pins=pins(diffusion, model),
             prediction=prediction(body, diffusion),
             stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-            max_steps=min(diffusion.max_steps or 2**31, PATIENCE * (settings.length or limits.length)),
-            top=5 if body.diffusing and top is None else top,
-            detail=bool(body.diffusing and body.stream),
+            max_steps=min(diffusion.max_steps or 2**31, PATIENCE * length),
+            top=max(top or 0, 5) if watched else top,
+            detail=watched,
             matching=body.response_format,
         )
         asks += [first if i == 0 else first.again(seed + i) for i in range(count)]
-    return Reading(model, tuple(asks), seed, count)
+    return Reading(model, tuple(asks), seed, count, top)
 
 
 def _raw(prompt: Any, model: Model) -> Any:
@@ -133,8 +146,9 @@ def _raw(prompt: Any, model: Model) -> Any:
     return model.tokenizer.plain(prompt) or prompt
 
 
-def _settings(body: Common, diffusion: Diffusion, model: Model, prompt: Any, limits: Limits) -> Settings:
-    """The body as `generate` would take it; UserError for what is out of range or contradicts itself."""
+def _settings(body: Common, diffusion: Diffusion, model: Model, prompt: Any, limits: Limits) -> tuple[Settings, int]:
+    """The body as `generate` would take it, and the cells of the response; UserError for what is out of range or
+    contradicts itself."""
     recipe = _recipe(diffusion.recipe)
     said: dict[str, Any] = {
         **{"recipe": recipe, "steps": diffusion.steps, "block": diffusion.block_length, "tau": diffusion.tau},
@@ -146,6 +160,9 @@ def _settings(body: Common, diffusion: Diffusion, model: Model, prompt: Any, lim
         "eos": "never" if body.ignore_eos else None,
     }
     settings = Settings(**{name: value for name, value in said.items() if value is not None})
+    _short(prompt, model)
+    if (settings.length or 0) > limits.length:  # before so many cells are laid out
+        raise UserError(f"a response of {settings.length} tokens is longer than this server writes, {limits.length}")
     length = model.length(prompt, settings)
     if length > limits.length:
         raise UserError(f"a response of {length} tokens is longer than this server writes, {limits.length}")
@@ -153,7 +170,18 @@ def _settings(body: Common, diffusion: Diffusion, model: Model, prompt: Any, lim
         settings = replace(settings, length=length)
     if prediction(body, diffusion) is not None and recipe is None:
         settings = replace(settings, recipe="wino")
-    return _with_effort(settings, body.reasoning_effort, model, length)
+    return _with_effort(settings, body.reasoning_effort, model, length), length
+
+
+def _short(prompt: Any, model: Model) -> None:
+    """UserError for a prompt so long that it need not be tokenised to see that it does not fit."""
+    most = model.network.config.max_positions
+    parts = prompt if isinstance(prompt, list) else [prompt]
+    size = sum(len(p["content"]) for p in parts if isinstance(p, Mapping)) + sum(
+        len(p) for p in parts if isinstance(p, str)
+    )
+    if size > CHARACTERS * most:
+        raise UserError(f"a prompt of {size} characters does not fit into the {most} cells of this model")
 
 
 def _recipe(text: str | None) -> str | None:
@@ -190,6 +218,8 @@ def _bias(bias: Mapping[str, float] | None) -> dict[int, float] | None:
     """logit_bias by ids, as OpenAI has it."""
     if bias is None:
         return None
+    if len({int(key) for key in bias if key.isascii() and key.isdigit()}) < len(bias) and all(map(str.isdigit, bias)):
+        raise UserError("logit_bias names a token twice")
     if wrong := [key for key in bias if not (key.isascii() and key.isdigit() and len(key) < 10)]:
         raise UserError(f"logit_bias names tokens by their ids, and {wrong[0][:40]!r} is none")
     return {int(key): value for key, value in bias.items()}

@@ -184,7 +184,7 @@ def knobs(body: Common) -> Diffusion:
                 raise UserError(f"{name} and diffusion.{short} contradict each other; send one")
             found[short] = value
         else:
-            _refuse(name, value)
+            _refuse(name, value, type(body))
     try:
         return Diffusion.model_validate(found)
     except ValidationError as error:
@@ -192,8 +192,11 @@ def knobs(body: Common) -> Diffusion:
         raise UserError(f"diffusion.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _refuse(name: str, value: Any) -> None:
+def _refuse(name: str, value: Any, body: type[Common]) -> None:
     """UserError for a field outside of the schema, unless it changes nothing."""
+    for other, path in ((Completion, "/v1/completions"), (Chat, "/v1/chat/completions")):
+        if name in other.model_fields and name not in body.model_fields:
+            raise UserError(f"{name} is a field of {path}; send it there")
     if name in HARMLESS:
         return
     if name in NEUTRAL:

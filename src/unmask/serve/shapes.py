@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.engine import Cell, Ticket, Update
+from unmask.engine.tell import UNFINISHED
 from unmask.generate import Model
 
 
@@ -20,6 +21,8 @@ class Answer:
     chat: bool
     tickets: Sequence[Ticket]
     seed: int
+    logprobs: int | None = None
+    """How many likeliest tokens stand beside each token's log-probability; None: no log-probabilities."""
     each: int = 1
     """Choices of each prompt, which is counted once."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -38,7 +41,7 @@ class Answer:
             assert ticket.done is not None
             text = {"message": {"role": "assistant", "content": ticket.text, "refusal": None}}
             said: dict[str, Any] = text if self.chat else {"text": ticket.text}
-            more = {"logprobs": self._logprobs(ticket, 0), "finish_reason": ticket.done.reason}
+            more = {"logprobs": self._logprobs(ticket, 0, len(ticket.ids)), "finish_reason": ticket.done.reason}
             choices.append({"index": index, **said, **more})
         return {**self._head(False), "choices": choices, "usage": self.usage(), "unmask": self.costs()}
 
@@ -81,7 +84,7 @@ class Answer:
         text = self._new(index, update.text)
         if not text and not detail:
             return None
-        chunk = self._chunk(index, text, None)
+        chunk = self._chunk(index, text, None, count=update.count)
         if detail:
             changed = [self._cell(cell) for cell in update.changed]
             top = {str(c.place): self._top(self.tickets[index], c.place) for c in update.changed}
@@ -96,7 +99,7 @@ class Answer:
         ticket = self.tickets[index]
         done = ticket.done
         assert done is not None
-        chunk = self._chunk(index, self._new(index, ticket.text), done.reason)
+        chunk = self._chunk(index, self._new(index, ticket.text), done.reason, count=len(ticket.ids))
         if detail:
             chunk["unmask"] = {
                 **{"index": index, "step": done.forwards, "done": True, "forwards": done.forwards},
@@ -109,12 +112,15 @@ class Answer:
         """The chunk with the usage, for those who asked for it."""
         return {**self._head(True), "choices": [], "usage": self.usage(), "unmask": self.costs()}
 
-    def _chunk(self, index: int, text: str, reason: str | None, *, role: bool = False) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, text: str, reason: str | None, *, role: bool = False, count: int = 0
+    ) -> dict[str, Any]:
+        """A chunk of one choice: new text, and the log-probabilities of its first `count` ids that are not sent yet."""
         content = {**({"role": "assistant"} if role else {}), **({"content": text} if text or role else {})}
         said: dict[str, Any] = {"delta": content} if self.chat else {"text": text}
-        ticket, first = self.tickets[index], self.sent.get(index, ("", 0))[1]
-        marks = None if role else self._logprobs(ticket, first)
-        self.sent[index] = (self.sent.get(index, ("", 0))[0] + text, first if role else len(ticket.ids))
+        before, first = self.sent.get(index, ("", 0))
+        marks = None if role else self._logprobs(self.tickets[index], first, count)
+        self.sent[index] = (before + text, max(first, count))
         return {**self._head(True), "choices": [{"index": index, **said, "logprobs": marks, "finish_reason": reason}]}
 
     def _new(self, index: int, text: str) -> str:
@@ -130,26 +136,37 @@ class Answer:
         likely = ticket.logprobs.get(place, (0.0, ()))[1]
         return [[i, self.model.tokenizer.piece(i), round(exp(logp), 4)] for i, logp in likely]
 
-    def _logprobs(self, ticket: Ticket, first: int) -> dict[str, Any] | None:
-        """Log-probabilities of tokens when they were committed, from cell `first` of the text on; given ones have 0."""
-        if ticket.ask.top is None or (self.chat and not ticket.ids[first:]):
+    def _logprobs(self, ticket: Ticket, first: int, count: int) -> dict[str, Any] | None:
+        """Log-probabilities of tokens when they were committed, from id `first` to `count`; given cells have 0."""
+        if self.logprobs is None or (self.chat and first >= count):
             return None
-        entries, offset = [], 0
-        for n, (token, place) in enumerate(zip(ticket.ids, ticket.places, strict=True)):
-            own, likely = ticket.logprobs.get(place, (0.0, ()))
-            piece = self.model.tokenizer.piece(token)
-            at = max(offset, ticket.text.find(piece, offset))  # a tokenizer of words puts blanks between them
-            offset = at + len(piece)
-            if n >= first:
-                entries.append((piece, own, [(self.model.tokenizer.piece(i), logp) for i, logp in likely], at))
+        ids, places = ticket.written
+        piece, entries = self.model.tokenizer.piece, []
+        offsets = [] if self.chat else self._offsets(ids[:count], ticket.text)
+        for n in range(first, min(count, len(ids))):
+            own, likely = ticket.logprobs.get(places[n], (0.0, ()))
+            told = [(piece(i), logp) for i, logp in likely[: self.logprobs]]
+            entries.append((piece(ids[n]), own, told, 0 if self.chat else offsets[n]))
         if self.chat:
             return {"content": [_entry(piece, own, likely) for piece, own, likely, _ in entries], "refusal": None}
         return {
             "tokens": [piece for piece, *_ in entries],
             "token_logprobs": [own for _, own, *_ in entries],
-            "top_logprobs": [dict(likely) for *_, likely, _ in entries] if ticket.ask.top else None,
+            "top_logprobs": [dict(likely) for *_, likely, _ in entries] if self.logprobs else None,
             "text_offset": [at for *_, at in entries],
         }
+
+    def _offsets(self, ids: Sequence[int], text: str) -> list[int]:
+        """Where the text of each id begins; the ids of one character share its place."""
+        found, start, at = [], 0, 0
+        for n in range(len(ids)):
+            piece = self.model.tokenizer.decode(ids[start : n + 1], skip_special=False)
+            if n == start and text.startswith(" ", at) and not piece.startswith(" "):
+                at += 1  # a tokenizer of words puts blanks between them
+            found.append(at)
+            if not piece.endswith(UNFINISHED):
+                start, at = n + 1, at + len(piece)
+        return found
 
 
 def _entry(piece: str, logp: float, likely: Sequence[tuple[str, float]]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from unmask.engine import Ask, Engine, Full, Ticket, Update
 
 log = logging.getLogger("unmask.serve")
+UNREAD = 2000
+"""A client that lets so many updates wait is given up."""
 Heard = tuple[Ticket, Update | None]
 
 
@@ -48,6 +50,9 @@ class Worker:
         loop, inbox = asyncio.get_running_loop(), asyncio.Queue[Heard]()
 
         def listen(ticket: Ticket, update: Update | None) -> None:
+            if update is not None and inbox.qsize() > UNREAD:
+                engine.abort(ticket)
+                return
             try:
                 loop.call_soon_threadsafe(inbox.put_nowait, (ticket, update))
             except RuntimeError:  # the loop has ended, and nobody listens any more
