@@ -166,7 +166,7 @@ def main(
     plot: Path | None = None,
     out: Path | None = None,
 ) -> int:
-    """Put a server under load, print the table (or JSON), and write `<out or results>/serve-<model>-<UTC time>`; the code.
+    """Put a server under load, print the table (or JSON), write `<out or results>/serve-<model>-<UTC time>`; the code.
 
     Without `url` a server is started for the run. 1 if any request failed. UserError for a server that is not there.
     """
@@ -176,7 +176,8 @@ def main(
         raise UserError("bench serve needs httpx; pip install 'unmask[serve]'") from None
     if plan.quick:
         plan = Plan(**{**asdict(plan), "requests": min(plan.requests, QUICK)})
-    name = "serve-" + re.sub(r"[^A-Za-z0-9._-]+", "-", f"{plan.model} {plan.recipe}").strip("-")
+    parts = [plan.model, *([plan.recipe] if plan.recipe else []), *([plan.dtype] if plan.dtype != "auto" else [])]
+    name = "serve-" + re.sub(r"[^A-Za-z0-9._-]+", "-", " ".join(parts))
     with Results.create(name, {**asdict(plan), "own": url is None}, out or "results", seeds=plan.seed) as results:
         if url is None:
             with server(plan) as own:
