@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from unmask.study.bench import one_thread
 from unmask.study.control_cases import CASES, DRAWN, Ask, Case, read
 from unmask.study.control_summary import summarise
 from unmask.study.gap import pair_of
-from unmask.study.interleaved import Kept, check, interleaved, keep
+from unmask.study.interleaved import check, interleaved, keep, left
 from unmask.study.paired import DRAWS
 
 Row = dict[str, Any]
@@ -179,10 +178,9 @@ def units(asks: Sequence[Sequence[Ask]], todo: Sequence[Case]) -> list[list[Run]
 
 def rows(todo: Sequence[Sequence[Run]], models: Mapping[str, Model], plan: Plan, found: Sequence[Row]) -> Iterator[Row]:
     """A row a run, those left out that are found already."""
-    have = {(row["case"], row["item"], row["part"]) for row in found}
-    left = [[run for run in unit if run.key not in have] for unit in todo]
-    warm = todo[0] if any(left) else ()
-    return interleaved(left, lambda run: measure(run, models, plan), warm=warm, seed=plan.seed)
+    rest = left(todo, found, ("case", "item", "part"))
+    warm = todo[0] if any(rest) else ()
+    return interleaved(rest, lambda run: measure(run, models, plan), warm=warm, seed=plan.seed)
 
 
 def main(
@@ -221,13 +219,4 @@ def main(
             show=not json,
             resume=True,
         )
-    return _tell(kept, plan, json=json)
-
-
-def _tell(kept: Kept, plan: Plan, *, json: bool) -> int:
-    if json:
-        print(jsonlib.dumps({**kept.summary, "machine": kept.machine, "folder": str(kept.folder)}, indent=2))
-        return 0
-    control_show.show(kept.summary, asdict(plan), kept.machine)
-    print(f"rows and provenance: {kept.folder}")
-    return 0
+    return kept.tell(control_show.show, asdict(plan), json=json)

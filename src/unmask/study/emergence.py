@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from unmask.settings import Settings
 from unmask.study import emergence_show, tasks
 from unmask.study.bench import one_thread
 from unmask.study.emergence_summary import summarise
-from unmask.study.interleaved import Kept, check, interleaved, keep
+from unmask.study.interleaved import check, interleaved, keep, left
 from unmask.study.paired import DRAWS
 from unmask.template import CHAINS, regions, shown
 from unmask.train import problems
@@ -196,9 +195,8 @@ def units(plan: Plan, splits: Mapping[str, Sequence[tasks.Item]]) -> list[list[R
 
 def rows(todo: Sequence[Sequence[Run]], models: Mapping[str, Model], plan: Plan, found: Sequence[Row]) -> Iterator[Row]:
     """A row a run, those left out that are found already."""
-    have = {tuple(row[key] for key in ("stage", "model", "suffix", "order", "item")) for row in found}
-    left = [[run for run in unit if run.key not in have] for unit in todo]
-    return interleaved(left, lambda run: measure(run, models, plan), warm=(), seed=plan.seed)
+    rest = left(todo, found, ("stage", "model", "suffix", "order", "item"))
+    return interleaved(rest, lambda run: measure(run, models, plan), warm=(), seed=plan.seed)
 
 
 def masked(name: str, dtype: str) -> Model:
@@ -264,17 +262,8 @@ def main(
             show=not json,
             resume=True,
         )
-    return _tell(kept, plan, plot, json=json)
-
-
-def _tell(kept: Kept, plan: Plan, plot: Path | None, *, json: bool) -> int:
     if plot is not None:
         from unmask.study.emergence_plot import draw
 
         draw(kept.summary, plot)
-    if json:
-        print(jsonlib.dumps({**kept.summary, "machine": kept.machine, "folder": str(kept.folder)}, indent=2))
-        return 0
-    emergence_show.show(kept.summary, asdict(plan), kept.machine)
-    print(f"rows and provenance: {kept.folder}")
-    return 0
+    return kept.tell(emergence_show.show, asdict(plan), json=json)

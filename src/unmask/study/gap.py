@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from unmask.study import gap_show, tasks
 from unmask.study.bench import one_thread
 from unmask.study.gap_cases import LEVERS, VANILLA, Case, reference, sorted_out, stacks
 from unmask.study.gap_summary import best_of, summarise
-from unmask.study.interleaved import Kept, check, interleaved, keep
+from unmask.study.interleaved import check, interleaved, keep, left
 from unmask.study.paired import DRAWS
 
 Row = dict[str, Any]
@@ -182,14 +181,13 @@ def rows(
     todo: Work, models: Mapping[str, Model], splits: Mapping[str, Sequence[tasks.Item]], plan: Plan, found: list[Row]
 ) -> Iterator[Row]:
     """A row a run, those that are found already left out: validation, then what is reported."""
-    have = {(row["stage"], row["batch"], row["case"], row["item"]): row for row in found}
     told = list(found)
 
     def part(stage: str, cases: Sequence[Case], batch: int) -> Iterator[Row]:
         units = groups(stage, cases, splits[stage], batch, plan)
-        left = [[run for run in unit if run.key not in have] for unit in units]
-        warm = [run for run in (units[0] if units else []) if any(run.case is r.case for unit in left for r in unit)]
-        for row in interleaved(left, lambda run: measure(run, models, plan), warm=warm, seed=plan.seed):
+        rest = left(units, found, ("stage", "batch", "case", "item"))
+        warm = [run for run in (units[0] if units else []) if any(run.case is r.case for unit in rest for r in unit)]
+        for row in interleaved(rest, lambda run: measure(run, models, plan), warm=warm, seed=plan.seed):
             told.append(row)
             yield row
 
@@ -276,17 +274,8 @@ def main(
             show=not json,
             resume=True,
         )
-    return _tell(kept, plan, plot, json=json)
-
-
-def _tell(kept: Kept, plan: Plan, plot: Path | None, *, json: bool) -> int:
     if plot is not None:
         from unmask.study.gap_plot import draw
 
         draw(kept.summary, plot)
-    if json:
-        print(jsonlib.dumps({**kept.summary, "machine": kept.machine, "folder": str(kept.folder)}, indent=2))
-        return 0
-    gap_show.show(kept.summary, asdict(plan), kept.machine)
-    print(f"rows and provenance: {kept.folder}")
-    return 0
+    return kept.tell(gap_show.show, asdict(plan), json=json)

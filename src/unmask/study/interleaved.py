@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json as jsonlib
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from unmask.errors import UserError
 from unmask.generate import Job, Model, Output
@@ -85,6 +86,33 @@ class Kept:
     summary: Row
     machine: Row
     folder: Path
+
+    def tell(self, show: Callable[[Row, Row, Row], object], config: Row, *, json: bool) -> int:
+        """Print it: as JSON, or as tables by `show(summary, config, machine)`, and where it lies; the exit code."""
+        if json:
+            print(jsonlib.dumps({**self.summary, "machine": self.machine, "folder": str(self.folder)}, indent=2))
+            return 0
+        show(self.summary, config, self.machine)
+        print(f"rows and provenance: {self.folder}")
+        return 0
+
+
+class Keyed(Protocol):
+    """What is run: its key is that of its row."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """By what its row is found again."""
+        ...
+
+
+One = TypeVar("One", bound=Keyed)
+
+
+def left(units: Sequence[Sequence[One]], found: Sequence[Row], names: Sequence[str]) -> list[list[One]]:
+    """The runs of each unit that have no row yet; `names`: what of a row makes the key of its run."""
+    have = {tuple(row[name] for name in names) for row in found}
+    return [[run for run in unit if run.key not in have] for unit in units]
 
 
 def keep(
