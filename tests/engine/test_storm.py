@@ -190,6 +190,26 @@ def test_nobody_hangs_if_a_row_cannot_join(monkeypatch: pytest.MonkeyPatch) -> N
     assert told(engine.run([asked(0)])[0]) == alone(0)
 
 
+def test_a_row_that_cannot_join_keeps_no_slot_of_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model(), rows=3)
+    greedy, drawn = engine.submit([asked(0), asked(4)])
+    engine.tick()
+
+    def full(_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unmask.engine.lane.cat", full)
+        late = engine.submit([asked(4)])[0]
+        engine.tick()
+    assert late.error and drawn.error and not greedy.error
+    while engine.tick():
+        pass
+    assert told(greedy) == alone(0)
+    assert [sorted(lane.free) for lane in engine.lanes.values()] == [[0, 1, 2]]
+    assert [told(t) for t in engine.run([asked(4), asked(0), asked(15)])] == [alone(n) for n in (4, 0, 15)]
+
+
 def test_a_constraint_has_a_bound_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ask.__globals__, "WORK", 10)
     with pytest.raises(UserError, match="work"):

@@ -100,7 +100,7 @@ def ask(
     response must match, as OpenAI's `response_format` says it.
     """
     canvas, recipe = model.lay([prompt], settings, suffix=suffix)
-    config, origin = model.network.config, int(canvas.origin[0])
+    config = model.network.config
     end = canvas.tokens.shape[1] - (len(model.tokenizer.encode(suffix)) if suffix else 0)
     if settings.template is None and not config.autoregressive:
         canvas = pinned(canvas, pins, end, config.token_count)
@@ -117,7 +117,6 @@ def ask(
         raise UserError("cfg is one number a request")
     if cfg:
         check_guidance(recipe, config)
-    assert origin == int(canvas.origin[0]), "pins are cells of the response"
     language = _language(model, canvas, recipe, end, matching)
     layout, second = layout_of(recipe, config.layout), model.second(recipe, settings)
     check_second(recipe, **second)

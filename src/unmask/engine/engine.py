@@ -40,7 +40,7 @@ class Counts:
 
 
 class Engine:
-    """Decodes requests together: at most `rows` at once whose cells sum up to at most `cells`, first come first served.
+    """Decodes requests together: at most `rows` at once whose cells sum up to at most `cells`, admitted by turns.
 
     `submit` and `abort` may be called from any thread, `tick` from one. A response does not depend on its company:
     each row has its own recipe, settings, seed and clock, and a forward computes live rows only.
@@ -172,7 +172,7 @@ class Engine:
                 self._join(key, tickets)
             except Exception as error:  # what one kind of request meets must not end the others
                 lane = self.lanes.pop(key, None)
-                self._fail([*tickets, *(lane.tickets if lane else ())], error)
+                self._fail([*tickets, *(lane.close() if lane else ())], error)
 
     def _join(self, key: tuple[object, ...], tickets: list[Ticket]) -> None:
         """Put requests into their lane, which is made if there is none."""
@@ -211,18 +211,18 @@ class Engine:
         """One forward of a lane, what it tells of it, and the rows that it ends."""
         rows = list(lane.tickets)
         try:
-            before, canvas, event = lane.step()
-            ended = look(self.model, lane, before, canvas, event)
+            canvas, event = lane.step()
+            ended = look(self.model, lane, canvas, event)
         except Exception as error:  # one lane's fault must not end the others
-            lane.drop([True] * len(rows))
-            self._fail(rows, error)
+            self._fail(lane.close(), error)
             return
         self.counts.steps += 1
         self.counts.forwards += len(rows)
         gone = []
         for row, ticket in enumerate(rows):
-            if ended[row] is not None and ticket.error is None:
-                ticket.done = finish(self.model, lane, canvas, row, ended[row] or "length")
+            reason = ended[row]
+            if reason is not None and ticket.error is None:
+                ticket.done = finish(lane, canvas, row, reason)
                 self.counts.positions += ticket.done.positions
                 self.counts.decided += ticket.done.decided
                 self.counts.useful_tokens += len(ticket.done.tokens)

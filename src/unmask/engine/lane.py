@@ -75,8 +75,16 @@ class Lane:
         self.positions, self.hits = self.positions[rows], self.hits[rows]
         self._settle()
 
-    def step(self) -> tuple[Canvas, Canvas, Step]:
-        """One forward of all rows: (canvas before, canvas after, what happened)."""
+    def close(self) -> list[Ticket]:
+        """Free every slot, those of rows that were about to join as well; who was here."""
+        gone, self.tickets, self.canvas = self.tickets, [], None
+        self.positions, self.hits = self.positions[:0], self.hits[:0]
+        self.free += [slot for slot, ask in enumerate(self.asks) if ask]
+        self.asks = [None] * len(self.asks)
+        return gone
+
+    def step(self) -> tuple[Canvas, Step]:
+        """One forward of all rows: the canvas after it, and what happened."""
         before = self.canvas
         assert before is not None
         canvas, event = step(self.denoise, self.recipe, before)
@@ -84,7 +92,7 @@ class Lane:
         known = (before.cached_at >= 0) & before.valid & ~event.computed
         self.hits = self.hits + known.sum(1)
         self.canvas = canvas
-        return before, canvas, event
+        return canvas, event
 
     def _settle(self) -> None:
         """The recipe and the denoiser of those that are here."""

@@ -22,7 +22,7 @@ UNFINISHED = "\ufffd"
 """What a tokenizer shows for a character whose last bytes are still to come."""
 
 
-def look(model: Model, lane: Lane, before: Canvas, canvas: Canvas, event: Step) -> list[Reason | None]:
+def look(model: Model, lane: Lane, canvas: Canvas, event: Step) -> list[Reason | None]:
     """Tell every request of one forward; for each row, why it is over, or None."""
     open_ = (canvas.masked | canvas.revocable) & canvas.own
     asked = torch.stack([canvas.done.long(), canvas.first(open_), canvas.step, event.computed.sum(1)])
@@ -160,7 +160,7 @@ def written(canvas: Canvas, row: int, origin: int, reach: int) -> tuple[list[int
     return canvas.tokens[row, origin:reach][keep].tolist(), keep.nonzero()[:, 0].tolist()
 
 
-def finish(model: Model, lane: Lane, canvas: Canvas, row: int, reason: Reason) -> Done:
+def finish(lane: Lane, canvas: Canvas, row: int, reason: Reason) -> Done:
     """What a request got, and what it cost."""
     ticket = lane.tickets[row]
     decided = int((canvas.written[row]).sum())

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unmask import __version__, recipes
+from unmask.denoise.dress import check_second
 from unmask.engine import Counts, Engine, Full, ask
 from unmask.errors import UserError
 from unmask.generate import LENGTH, Model
@@ -135,9 +136,8 @@ class Server:
                     yield event(answer.opening(index, detail))
                 async for ticket, update in watch.events():
                     index = place[id(ticket)]
-                    if ticket.error is not None:
-                        log.error("a request failed", exc_info=ticket.error)
-                        yield event(problem("the engine failed on this request", "server_error"))
+                    if update is None and ticket.error:
+                        yield event(fault(ticket.error)[0])
                     elif update is None and ticket.done:
                         yield event(answer.closing(index, detail))
                     elif update is not None and (chunk := answer.delta(index, update, detail)):
@@ -171,9 +171,8 @@ def suits(name: str, model: Model, length: int) -> bool:
     """Can a recipe decode with this model as it is?"""
     try:
         found = check_without(choose(Settings(recipe=name), model.network.config, length))
-        second = model.second(found, Settings(recipe=name))
-        drawn = found.joint is None or found.joint.k == 1 or second["sampler"] is not None
-        return drawn and (not found.guided or second["guide"] is not None)
+        check_second(found, **model.second(found, Settings(recipe=name)))
+        return True
     except UserError:
         return False
 
@@ -183,12 +182,17 @@ def event(chunk: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
-def failed(error: BaseException) -> JSONResponse:
-    """What a client hears of our own fault: nothing of its inside."""
+def fault(error: BaseException) -> tuple[dict[str, Any], int]:
+    """What a client hears of a request that failed, and the status: of our own fault nothing of its inside."""
     if isinstance(error, UserError):
-        return JSONResponse(problem(str(error), "invalid_request_error"), 400)
+        return problem(str(error), "invalid_request_error"), 400
     log.error("a request failed", exc_info=error)
-    return JSONResponse(problem("the engine failed on this request", "server_error"), 500)
+    return problem("the engine failed on this request", "server_error"), 500
+
+
+def failed(error: BaseException) -> JSONResponse:
+    """`fault` as an answer."""
+    return JSONResponse(*fault(error))
 
 
 def application(server: Server) -> FastAPI:

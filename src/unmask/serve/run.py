@@ -56,7 +56,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 def hosts(host: str) -> tuple[str, ...]:
     """The Host headers that are answered: on loopback only its own names, so that no web page can reach through."""
-    return ("127.0.0.1", "localhost", "[::1]", "testserver") if host in LOOPBACK else ("*",)
+    return ("127.0.0.1", "localhost", "[::1]") if host in LOOPBACK else ("*",)
 
 
 def serve(models: Mapping[str, Model], options: Options, *, host: str, port: int, verbose: bool = False) -> None:

@@ -18,7 +18,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Pin = tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], Id | Word]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
-HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "stream_options"}
+HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 """Fields that change nothing here, at any value."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **{"store": (None, False), "service_tier": (None, "auto", "default"), "modalities": (None, ["text"])},
@@ -35,7 +35,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
         "web_search_options": (None,),
         "verbosity": (None, "medium"),
     },
-    **{"use_beam_search": (None, False), "length_penalty": (None, 1, 1.0), "ignore_eos": (None, False, True)},
+    **{"use_beam_search": (None, False), "length_penalty": (None, 1, 1.0)},
 }
 """Fields that are understood at these values only."""
 REASONS: Mapping[str, str] = {

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 from typing import Any
 
 from unmask.engine import Cell, Ticket, Update
@@ -131,8 +132,6 @@ class Answer:
         return [cell.place, cell.token, self.model.tokenizer.piece(cell.token), cell.score]
 
     def _top(self, ticket: Ticket, place: int) -> list[list[Any]]:
-        from math import exp
-
         likely = ticket.logprobs.get(place, (0.0, ()))[1]
         return [[i, self.model.tokenizer.piece(i), round(exp(logp), 4)] for i, logp in likely]
 
