@@ -15,31 +15,10 @@ import embedded
 import unmask
 from laws import common
 from laws.common import PAIRS, plain, ragged, results, run, small
+from laws.kernelled import fast, slow
 from unmask.decode import Canvas, cat, step
-from unmask.models import native
 from unmask.models.fast import accelerate
 from unmask.models.transformer import Transformer
-
-try:
-    native.library("float32", half=False)
-except native.Unavailable as reason:
-    pytest.skip(str(reason), allow_module_level=True)
-
-toy = common.model
-
-
-@lru_cache
-def slow(kind: str) -> Transformer:
-    """The toy in float32, in plain torch."""
-    return copy.deepcopy(toy(kind)).float()
-
-
-@lru_cache
-def fast(kind: str) -> Transformer:
-    """The same on the kernels."""
-    model = accelerate(copy.deepcopy(slow(kind)))
-    assert model.native is not None
-    return model
 
 
 @lru_cache

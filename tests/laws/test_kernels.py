@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -12,34 +10,12 @@ import torch
 
 from laws import common
 from laws.common import BLOCK, CAUSAL, OPEN, PAIRS, line, plain, ragged, results, revisable, run, small
+from laws.kernelled import fast, slow
 from unmask import recipes
 from unmask.decode import Blocks, Canvas, Every, Recipe, best, confident, dirty, everything, masked
-from unmask.models import native
-from unmask.models.fast import accelerate
-from unmask.models.transformer import Transformer
 
-try:
-    native.library("float32", half=False)
-except native.Unavailable as reason:
-    pytest.skip(str(reason), allow_module_level=True)
-
-toy = common.model
 b = Blocks(BLOCK)
 surest = confident(0.6) | best(1)
-
-
-@lru_cache
-def slow(kind: str) -> Transformer:
-    """The toy in float32, in plain torch."""
-    return copy.deepcopy(toy(kind)).float()
-
-
-@lru_cache
-def fast(kind: str) -> Transformer:
-    """The same on the kernels."""
-    model = accelerate(copy.deepcopy(slow(kind)))
-    assert model.native is not None
-    return model
 
 
 @pytest.fixture

@@ -359,6 +359,17 @@ def test_nothing_inside_is_told(http, monkeypatch: pytest.MonkeyPatch) -> None:
     assert complete(http)["choices"]
 
 
+def test_a_stream_tells_of_a_failure_once(http, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr("unmask.engine.tell.Telling._cells", broken)
+    told = chunks(http, prompt=PROMPT, diffusing=True, diffusion={"recipe": "llada"})
+    assert [{*chunk} == {"error"} for chunk in told] == [False, True] and "inside" not in json.dumps(told)
+    monkeypatch.undo()
+    assert complete(http)["choices"]
+
+
 def test_a_storm_of_requests_leaks_nothing(http) -> None:
     wrong: list[str] = []
     expected = {r: complete(http, diffusion={"recipe": r})["choices"] for r in ("dual", "threshold", "prophet")}
